@@ -1,0 +1,164 @@
+"""Which solvers are tried on a program, in which order, and what counts as solved."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from declarative_cvx.backends.base import Answer, Backend, Point
+from declarative_cvx.backends.table import BACKENDS, installed
+from declarative_cvx.errors import BackendError, nearest
+from declarative_cvx.host import HostProgram
+from declarative_cvx.program import ConeProgram, Structure
+from declarative_cvx.residuals import Residuals, infeasibility, residuals, unboundedness
+from declarative_cvx.solution import Attempt, ConeSolution
+from declarative_cvx.status import Status
+
+# Largest relative residual of a solution (violation of a certificate) that counts as one, unless
+# the solver was asked for less.
+ACCEPTED = 1e-6
+# From this many variables and rows on, one sparse factorisation at a time wins over a batch.
+LARGE = 2000
+
+
+def automatic(
+    structure: Structure, options: Mapping[str, Any] | None = None
+) -> tuple[Backend, ...]:
+    """Solvers for ``solver="auto"``, best first: by capabilities and size.
+
+    `options` are those that every solver has (the fields of `Backend`).
+
+    Small programs go to the batched solver, large ones to the sparse interior-point method; the
+    first-order method is the last resort because it returns something for every problem.
+    """
+    small = structure.variables + structure.rows <= LARGE
+    names = ("Moreau", "Clarabel", "SCS") if small else ("Clarabel", "Moreau", "SCS")
+    common = {field.name for field in dataclasses.fields(Backend)} - {"settings"}
+    for option in options or {}:
+        if option not in common:
+            raise BackendError(
+                f'solver="auto" has no option {option!r}. {nearest(option, common)} Name a solver '
+                "to use its own options."
+            )
+    available = installed()
+    candidates = [available[name](**options or {}) for name in names if name in available]
+    return tuple(backend for backend in candidates if backend.obstacle(structure) is None)
+
+
+def require_capable(backend: Backend, structure: Structure) -> None:
+    """Refuse a solver that cannot take programs of this structure, naming those that can."""
+    obstacle = backend.obstacle(structure)
+    if obstacle is None:
+        return
+    able = [
+        name
+        for name, cls in BACKENDS.items()
+        if structure.cone.kinds <= cls.capabilities.cones and name != backend.name
+    ]
+    raise BackendError(f"{obstacle}, which this problem needs. Solvers that do: {', '.join(able)}.")
+
+
+def solve(
+    program: ConeProgram, backends: Sequence[Backend], start: ConeSolution | None = None
+) -> ConeSolution:
+    """Solve a batch with the first solver; send what it does not settle to the next.
+
+    Parameters
+    ----------
+    program : ConeProgram
+    backends : sequence of Backend
+        Each able to take the program.
+    start : ConeSolution, optional
+        Where to start, element by element; elements it did not solve start cold.
+
+    Returns
+    -------
+    ConeSolution
+        On the program's device, verified.
+    """
+    program = program.detach()
+    solution = _nothing(program)
+    pending = torch.arange(program.batch, device=program.q.device)
+    for backend in backends:
+        if not len(pending):
+            break
+        everything = len(pending) == program.batch
+        part = program if everything else program.select(pending)
+        attempt = _attempt(part, backend, start, pending)
+        solution = solution.merge(attempt, pending)
+        settled = [status.value for status in Status if status.final]
+        open_ = ~torch.isin(attempt.status, torch.tensor(settled, device=pending.device))
+        pending = pending[open_]
+    return solution
+
+
+def _nothing(program: ConeProgram) -> ConeSolution:
+    q, b, batch = program.q, program.b, program.batch
+    nan = q.new_full((batch,), torch.nan)
+    return ConeSolution(
+        x=torch.full_like(q, torch.nan),
+        y=torch.full_like(b, torch.nan),
+        s=torch.full_like(b, torch.nan),
+        status=torch.full((batch,), int(Status.NUMERICAL_ERROR), device=q.device),
+        residuals=Residuals(nan, nan, nan, nan),
+        attempts=(),
+    )
+
+
+def _attempt(
+    program: ConeProgram, backend: Backend, start: ConeSolution | None, elements: Tensor
+) -> ConeSolution:
+    """One solver's verified work on the program; `elements` are its places in the whole batch."""
+    began = time.perf_counter()
+    answer = backend.solve(HostProgram.of(program), _point(start, elements))
+    x, y, s = (torch.as_tensor(v, device=program.q.device) for v in (answer.x, answer.y, answer.s))
+    found = residuals(program, x, y, s)
+    status = _verify(program, answer, found, x, y, max(ACCEPTED, 10 * backend.tol))
+    attempt = Attempt(
+        backend=backend.name,
+        elements=tuple(elements.tolist()),
+        status=tuple(Status(code) for code in status.tolist()),
+        said=tuple(answer.said),
+        iterations=tuple(answer.iterations),
+        seconds=time.perf_counter() - began,
+    )
+    return ConeSolution(x, y, s, status, found, (attempt,))
+
+
+def _verify(
+    program: ConeProgram, answer: Answer, found: Residuals, x: Tensor, y: Tensor, accepted: float
+) -> Tensor:
+    """Statuses that the numbers bear out, whatever the solver said. Shape (batch,)."""
+    claimed = torch.tensor([int(status) for status in answer.status], device=x.device)
+    inaccurate = torch.full_like(claimed, int(Status.INACCURATE))
+    infeasible = claimed == int(Status.INFEASIBLE)
+    unbounded = claimed == int(Status.UNBOUNDED)
+    optimal = (found.worst <= accepted) & ~infeasible & ~unbounded
+    status = torch.where(claimed == int(Status.OPTIMAL), inaccurate, claimed)
+    status = torch.where(optimal, torch.full_like(claimed, int(Status.OPTIMAL)), status)
+    if infeasible.any():
+        status = torch.where(
+            infeasible & ~(infeasibility(program, y) <= accepted), inaccurate, status
+        )
+    if unbounded.any():
+        status = torch.where(
+            unbounded & ~(unboundedness(program, x) <= accepted), inaccurate, status
+        )
+    return status
+
+
+def _point(start: ConeSolution | None, elements: Tensor) -> Point | None:
+    if start is None:
+        return None
+    solved = start.solved[elements]
+    x, y, s = (
+        torch.where(solved[:, None], v[elements], torch.nan).cpu().numpy()
+        for v in (start.x, start.y, start.s)
+    )
+    return Point(x, y, s) if np.isfinite(x).any() else None

@@ -1,0 +1,198 @@
+"""Moreau: batched interior-point and active-set methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from declarative_cvx.backends.base import Answer, Backend, Capabilities, Point
+from declarative_cvx.cones import KINDS, Cone
+from declarative_cvx.host import HostProgram, upper_triangle_order
+from declarative_cvx.program import Sparsity, Structure
+from declarative_cvx.status import Status
+
+_STATUS = {
+    "Solved": Status.OPTIMAL,
+    "AlmostSolved": Status.INACCURATE,
+    "PrimalInfeasible": Status.INFEASIBLE,
+    "AlmostPrimalInfeasible": Status.INFEASIBLE,
+    "DualInfeasible": Status.UNBOUNDED,
+    "AlmostDualInfeasible": Status.UNBOUNDED,
+    "MaxIterations": Status.ITERATION_LIMIT,
+    "MaxTime": Status.TIME_LIMIT,
+}
+_METHODS = ("auto", "interior_point", "active_set")
+_TOLERANCES = ("tol_gap_abs", "tol_gap_rel", "tol_feas")
+# Sizes up to which the active-set method is tried first.
+_ACTIVE_SET_VARIABLES = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moreau(Backend):
+    """Conic solver that takes a batch in one call.
+
+    Attributes
+    ----------
+    method : {"auto", "interior_point", "active_set"}
+        "auto" tries the active-set method on small quadratic programs, and sends the elements
+        that it does not solve to the interior-point method.
+    device : {"cpu", "cuda"}
+        "cuda" needs the package ``moreau[cuda]``.
+    """
+
+    name: ClassVar[str] = "Moreau"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        cones=frozenset(KINDS),
+        quadratic=True,
+        batched=True,
+        warm_start=True,
+        devices=("cpu", "cuda"),
+        package="moreau",
+        licence="Apache-2.0",
+    )
+    aliases: ClassVar[dict[str, str]] = {"max_iter": "max_iters"}
+
+    method: str = "auto"
+    device: str = "cpu"
+
+    @classmethod
+    def native_settings(cls) -> frozenset[str]:
+        import moreau
+
+        return frozenset(moreau.IPMSettings.model_fields)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in _METHODS:
+            raise self.refusal(f"method must be one of {_METHODS}, got {self.method!r}")
+        if self.device not in self.capabilities.devices:
+            raise self.refusal(
+                f"device must be one of {self.capabilities.devices}, got {self.device!r}"
+            )
+
+    def obstacle(self, structure: Structure) -> str | None:
+        if any(dim < 2 for dim in structure.cone.soc):
+            return "Moreau has no second-order cone of dimension 1"
+        if self.method == "active_set" and not structure.cone.kinds <= {"zero", "nonneg"}:
+            return "Moreau's active-set method takes equalities and inequalities only"
+        return super().obstacle(structure)
+
+    def solve(self, program: HostProgram, start: Point | None = None) -> Answer:
+        if self.method == "interior_point" or not self._suits_active_set(program.structure):
+            return self._run(program, "ipm", start)
+        answer = self._run(program, "active_set", start)
+        failed = [i for i, status in enumerate(answer.status) if status is not Status.OPTIMAL]
+        if self.method == "active_set" or not failed:
+            return answer
+        return _replace(answer, failed, self._run(_select(program, failed), "ipm", None))
+
+    def _suits_active_set(self, structure: Structure) -> bool:
+        polyhedral = structure.cone.kinds <= {"zero", "nonneg"}
+        small = structure.variables <= _ACTIVE_SET_VARIABLES
+        small &= structure.rows <= max(_ACTIVE_SET_VARIABLES, 2 * structure.variables)
+        return self.method == "active_set" or (polyhedral and small and structure.P.nnz > 0)
+
+    def _run(self, program: HostProgram, method: str, start: Point | None) -> Answer:
+        import moreau
+
+        structure = program.structure
+        order = upper_triangle_order(structure.cone)
+        A, entries = _permute_rows(structure.A, order)
+        solver = moreau.CompiledSolver(
+            n=structure.variables,
+            m=structure.rows,
+            P_row_offsets=structure.P.row_offsets,
+            P_col_indices=structure.P.cols,
+            A_row_offsets=A.row_offsets,
+            A_col_indices=A.cols,
+            cones=_cones(structure.cone),
+            settings=self._options(method, program.batch),
+        )
+        solver.setup(_shared(program.P), _shared(program.A[:, entries]))
+        warm = _warm_start(start, order) if start is not None and method == "ipm" else None
+        found = solver.solve(program.q, program.b[:, order], warm_start=warm)
+        y, s = np.empty_like(program.b), np.empty_like(program.b)
+        y[:, order], s[:, order] = found.z, found.s
+        said = [status.name for status in solver.info.status]
+        return Answer(
+            x=np.array(found.x),
+            y=y,
+            s=s,
+            status=[_STATUS.get(word, Status.NUMERICAL_ERROR) for word in said],
+            said=said,
+            iterations=[int(i) for i in np.atleast_1d(solver.info.iterations)],
+        )
+
+    def _options(self, method: str, batch: int) -> Any:
+        import moreau
+
+        settings: dict[str, Any] = {}
+        if self.max_iters is not None:
+            settings["max_iter"] = self.max_iters
+        if self.time_limit is not None:
+            settings["time_limit"] = self.time_limit
+        tolerances = dict.fromkeys(_TOLERANCES, self.tol)
+        return moreau.Settings(
+            solver=method,
+            device=self.device,
+            batch_size=batch,
+            verbose=self.verbose,
+            ipm_settings=moreau.IPMSettings(**{**tolerances, **self.settings}),
+            **settings,
+        )
+
+
+def _cones(cone: Cone) -> Any:
+    import moreau
+
+    return moreau.Cones(
+        num_zero_cones=cone.zero,
+        num_nonneg_cones=cone.nonneg,
+        so_cone_dims=list(cone.soc),
+        psd_dims=list(cone.psd),
+        num_exp_cones=cone.exp,
+        power_alphas=list(cone.power),
+    )
+
+
+def _permute_rows(sparsity: Sparsity, order: np.ndarray) -> tuple[Sparsity, np.ndarray]:
+    """Pattern with rows in a new order, and the permutation of the stored entries."""
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(order.size)
+    rows = inverse[sparsity.rows]
+    entries = np.lexsort((sparsity.cols, rows))
+    return Sparsity(sparsity.shape, rows[entries], sparsity.cols[entries]), entries
+
+
+def _shared(values: np.ndarray) -> np.ndarray:
+    """Values with their batch dimension dropped where all elements share them."""
+    return values[0] if values.shape[0] == 1 else values
+
+
+def _warm_start(start: Point, order: np.ndarray) -> Any:
+    """A warm start for the whole batch, or none if any element has no point to start from."""
+    import moreau
+
+    if not np.isfinite(start.x).all():
+        return None
+    return moreau.BatchedWarmStart(x=start.x, z=start.y[:, order], s=start.s[:, order])
+
+
+def _select(program: HostProgram, elements: list[int]) -> HostProgram:
+    def take(values: np.ndarray) -> np.ndarray:
+        return values if values.shape[0] == 1 < program.batch else values[elements]
+
+    return replace(
+        program, P=take(program.P), q=program.q[elements], A=take(program.A), b=program.b[elements]
+    )
+
+
+def _replace(answer: Answer, elements: list[int], better: Answer) -> Answer:
+    for name in ("x", "y", "s"):
+        getattr(answer, name)[elements] = getattr(better, name)
+    for name in ("status", "said", "iterations"):
+        for i, value in zip(elements, getattr(better, name), strict=True):
+            getattr(answer, name)[i] = value
+    return answer

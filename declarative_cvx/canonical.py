@@ -1,0 +1,406 @@
+"""From a CVXPY problem to a cone program with parameters: the only file that touches CVXPY's
+canonicalisation internals.
+
+CVXPY's reductions are run once, up to the sparse tensors that take parameters to problem data.
+Everything that happens per call afterwards (`ParamConeProgram.apply`, `.recover`) is a few sparse
+products and index operations in torch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import cvxpy as cp
+import numpy as np
+import scipy.sparse as sp
+import torch
+from cvxpy.constraints import PowCone3D, SvecPSD
+from cvxpy.lin_ops.lin_op import CONSTANT_ID
+from cvxpy.reductions.canonicalization import Canonicalization
+from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
+from cvxpy.reductions.dgp2dcp.dgp2dcp import Dgp2Dcp
+from cvxpy.reductions.reduction import Reduction
+from cvxpy.reductions.solution import Solution
+from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
+from cvxpy.reductions.solvers.solving_chain import resolve_and_build_chain
+from cvxpy.utilities import scopes
+from cvxpy.utilities.psd_utils import TriangleKind
+from torch import Tensor
+
+from declarative_cvx.cones import Cone
+from declarative_cvx.linear_map import SparseMap
+from declarative_cvx.program import ConeProgram, Sparsity, Structure
+
+
+class _Recorder(ConicSolver):
+    """Stands at the end of CVXPY's chain and hands out the parametrized cone program.
+
+    It declares every cone of `Cone` and a quadratic objective, so that CVXPY approximates and
+    rewrites nothing, and no direct cones, so that every constraint is a row of A.
+    """
+
+    SUPPORTED_CONSTRAINTS = [
+        *ConicSolver.SUPPORTED_CONSTRAINTS, cp.SOC, cp.ExpCone, SvecPSD, PowCone3D,
+    ]  # fmt: skip
+    EXP_CONE_ORDER = [0, 1, 2]
+    PSD_TRIANGLE_KIND = TriangleKind.LOWER
+    PSD_SQRT2_SCALING = True
+
+    def name(self) -> str:
+        return "DECLARATIVE_CVX"
+
+    def import_solver(self) -> None:
+        return None
+
+    def supports_quad_obj(self) -> bool:
+        return True
+
+    def apply(self, problem: ParamConeProg) -> tuple[ParamConeProg, None]:
+        if not problem.formatted:
+            problem = self.format_constraints(problem, self.EXP_CONE_ORDER)
+        return problem, None
+
+    def solve_via_data(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        raise TypeError("canonicalisation only: this object solves nothing")
+
+    cite = solve_via_data
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """How a variable, or a dual variable, is read off x or y.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    index : ndarray of int64
+        For every entry (C order) the row it is read from; -1 for an entry that is always zero.
+    scale : ndarray or None
+        Factors, None if all are 1.
+    dual : bool
+        Read from y rather than x.
+    """
+
+    shape: tuple[int, ...]
+    index: np.ndarray
+    scale: np.ndarray | None
+    dual: bool
+
+    def read(self, vector: Tensor) -> Tensor:  # (batch, n or m) -> (batch, *shape)
+        index = torch.as_tensor(self.index, device=vector.device)
+        out = vector[:, index.clamp(min=0)]
+        if (self.index < 0).any():
+            out = torch.where(index >= 0, out, 0.0)
+        if self.scale is not None:
+            out = out * torch.as_tensor(self.scale, device=vector.device)
+        return out.reshape(vector.shape[0], *self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class ParamConeProgram:
+    """A cone program whose data are affine functions of parameters.
+
+    Attributes
+    ----------
+    structure : Structure
+    maps : dict of SparseMap
+        For each of P, q, A, b and the objective's constant "d", the matrix that takes the vector
+        (parameters, their logarithms, 1) to the values.
+    logarithms : tuple of int
+        Positions of the parameters that enter by their logarithm (geometric programs).
+    sources : dict of int to _Source
+        Variable id to where its value is read.
+    gp, maximize : bool
+    """
+
+    structure: Structure
+    maps: dict[str, SparseMap]
+    used: dict[str, np.ndarray]
+    logarithms: tuple[int, ...]
+    sizes: tuple[int, ...]
+    sources: dict[int, _Source]
+    gp: bool
+    maximize: bool
+
+    def apply(
+        self,
+        parameters: Sequence[Tensor],
+        batched: Sequence[bool],
+        batch: int,
+        device: torch.device,
+    ) -> tuple[ConeProgram, Tensor]:
+        """Problem data for parameter values.
+
+        Parameters
+        ----------
+        parameters : sequence of Tensor
+            In the order given to `canonicalize`; shape (batch, *shape) where `batched`, else
+            (*shape).
+        batched : sequence of bool
+        batch : int
+            Number of elements.
+        device : torch.device
+            Where the data are put.
+
+        Returns
+        -------
+        program : ConeProgram
+        offset : Tensor, shape (batch,)
+            Constant of the objective.
+        """
+        theta = self._stack(parameters, batched, batch, device)  # (entries, batch)
+        varies = self._varies(batched)
+        values = {}
+        for name, sparse_map in self.maps.items():
+            shared = not (self.used[name] & varies).any()
+            values[name] = sparse_map(theta[:, :1] if shared else theta).T
+        program = ConeProgram(
+            self.structure,
+            P=values["P"],
+            q=values["q"].expand(batch, -1),
+            A=values["A"],
+            b=values["b"].expand(batch, -1),
+        )
+        return program, values["d"].expand(batch, -1)[:, 0]
+
+    def _stack(
+        self,
+        parameters: Sequence[Tensor],
+        batched: Sequence[bool],
+        batch: int,
+        device: torch.device,
+    ) -> Tensor:
+        """The vectors (parameters, logarithms, 1), one column per element."""
+        columns = [
+            value.reshape(batch, -1) if is_batched else value.reshape(1, -1).expand(batch, -1)
+            for value, is_batched in zip(parameters, batched, strict=True)
+        ]
+        columns = [column.to(torch.float64) for column in columns]
+        columns += [columns[position].log() for position in self.logarithms]
+        one = torch.ones((batch, 1), dtype=torch.float64, device=device)
+        return torch.cat([*columns, one], dim=1).T
+
+    def _varies(self, batched: Sequence[bool]) -> np.ndarray:
+        """Which entries of the stacked vector differ between elements."""
+        order = [*range(len(self.sizes)), *self.logarithms]
+        flags = [np.full(self.sizes[i], batched[i]) for i in order]
+        return np.concatenate([*flags, [False]])
+
+    def recover(self, variable_id: int, x: Tensor, y: Tensor) -> Tensor:
+        """Value of a variable or dual variable, shape (batch, *shape), from x and y."""
+        source = self.sources[variable_id]
+        if source.dual:
+            return source.read(y)
+        value = source.read(x)
+        return value.exp() if self.gp else value
+
+    def value(self, cone_objective: Tensor, offset: Tensor) -> Tensor:
+        """Optimal value of the problem as it was written, shape (batch,)."""
+        value = cone_objective + offset
+        value = -value if self.maximize else value
+        return value.exp() if self.gp else value
+
+
+def canonicalize(
+    problem: cp.Problem,
+    parameters: Sequence[cp.Parameter],
+    gp: bool = False,
+    canon_backend: str | None = None,
+) -> ParamConeProgram:
+    """Turn a DPP (or, with `gp`, DGP) problem into a cone program with parameters.
+
+    Parameters
+    ----------
+    problem : cvxpy.Problem
+        Left as it is.
+    parameters : sequence of cvxpy.Parameter
+        All parameters of the problem, in the order in which values will be passed.
+    gp : bool
+    canon_backend : str, optional
+        CVXPY's canonicalisation backend ("CPP", "SCIPY" or "COO"); None lets CVXPY choose.
+
+    Returns
+    -------
+    ParamConeProgram
+    """
+    with nullcontext() if gp else scopes.quad_form_dpp_scope():
+        chain = resolve_and_build_chain(
+            problem, solver=_Recorder(), gp=gp, enforce_dpp=True, canon_backend=canon_backend
+        )
+        cone_prog, inverse_data = chain.apply(problem)
+    reductions = list(zip(chain.reductions[:-1], inverse_data[:-1], strict=True))
+    selection, logarithms = _parameter_selection(cone_prog, parameters, reductions)
+    structure, tensors = _data_tensors(cone_prog)
+    maps = {name: SparseMap(tensor @ selection) for name, tensor in tensors.items()}
+    return ParamConeProgram(
+        structure=structure,
+        maps=maps,
+        used={name: sparse_map.columns() for name, sparse_map in maps.items()},
+        logarithms=logarithms,
+        sizes=tuple(parameter.size for parameter in parameters),
+        sources={
+            **_primal_sources(problem, cone_prog, reductions),
+            **_dual_sources(problem, cone_prog, reductions),
+        },
+        gp=gp,
+        maximize=isinstance(problem.objective, cp.Maximize),
+    )
+
+
+_Reductions = list[tuple[Reduction, object]]
+
+
+def _parameter_selection(
+    cone_prog: ParamConeProg, parameters: Sequence[cp.Parameter], reductions: _Reductions
+) -> tuple[sp.csr_array, tuple[int, ...]]:
+    """Matrix that takes (parameters in C order, logarithms, 1) to CVXPY's parameter vector.
+
+    CVXPY stores reduced forms of parameters with attributes (triangles, diagonals, listed
+    entries), in Fortran order. Which entry goes where is found by sending numbered entries
+    through its own reductions; a symmetric parameter is sent twice, the second time transposed,
+    and the mean taken, so that its gradient is symmetric too.
+    """
+    log_ids = _logarithm_ids(reductions)
+    logarithms = tuple(i for i, p in enumerate(parameters) if p.id in log_ids)
+    codes, transposed = {}, {}
+    start = 1
+    for position in [*range(len(parameters)), *logarithms]:
+        parameter = parameters[position]
+        is_log = parameter.id in codes
+        key = log_ids[parameter.id] if is_log else parameter.id
+        code = np.arange(start, start + parameter.size, dtype=float).reshape(parameter.shape)
+        start += parameter.size
+        codes[key] = code
+        transposed[key] = np.swapaxes(code, -1, -2) if _is_symmetric(parameter) else code
+    rows, cols = [], []
+    for sent in (codes, transposed):
+        for reduction, _ in reductions:
+            if not isinstance(reduction, Dgp2Dcp):
+                sent = reduction.param_forward(sent)
+        for key, first in cone_prog.param_id_to_col.items():
+            if key == CONSTANT_ID:
+                rows.append(np.array([first]))
+                cols.append(np.array([start - 1]))
+                continue
+            code = np.asarray(sent[key]).flatten(order="F").astype(int)
+            rows.append(first + np.arange(code.size))
+            cols.append(code - 1)
+    row, col = np.concatenate(rows), np.concatenate(cols)
+    width = cone_prog.q.shape[1]
+    row = np.where(row < 0, width + row, row)
+    halves = sp.coo_array((np.full(row.size, 0.5), (row, col)), shape=(width, start))
+    return sp.csr_array(halves), logarithms
+
+
+def _is_symmetric(parameter: cp.Parameter) -> bool:
+    return any(parameter.attributes[name] for name in ("symmetric", "PSD", "NSD"))
+
+
+def _logarithm_ids(reductions: _Reductions) -> dict[int, int]:
+    """Parameter id to the id of its logarithm, for those that a DGP reduction replaced."""
+    for reduction, _ in reductions:
+        if isinstance(reduction, Dgp2Dcp):
+            return {old: new[0] for old, new in reduction.param_id_map.items()}
+    return {}
+
+
+def _data_tensors(cone_prog: ParamConeProg) -> tuple[Structure, dict[str, sp.csr_array]]:
+    """Patterns of the data and the matrices that take CVXPY's parameter vector to the values."""
+    n, m = cone_prog.x.size, cone_prog.constr_size
+    q = sp.csr_array(cone_prog.q)
+    Ab = sp.csr_array(cone_prog.A) if m else sp.csr_array((0, q.shape[1]))
+    P = sp.csr_array((n * n, q.shape[1])) if cone_prog.P is None else sp.csr_array(cone_prog.P)
+    swap = np.arange(n * n).reshape(n, n).T.ravel()
+    P = sp.csr_array((P + P[swap]) / 2)  # CVXPY may store a quadratic form one-sidedly
+    P_pattern, P_rows = _pattern(P, (n, n))
+    A_pattern, A_rows = _pattern(sp.csr_array(Ab[: m * n]), (m, n))
+    dims = cone_prog.cone_dims
+    cone = Cone(
+        zero=dims.zero,
+        nonneg=dims.nonneg,
+        soc=tuple(dims.soc),
+        psd=tuple(dims.psd),
+        exp=dims.exp,
+        power=tuple(float(alpha) for alpha in dims.p3d),
+    )
+    tensors = {"P": P[P_rows], "q": q[:-1], "A": -Ab[A_rows], "b": Ab[m * n :], "d": q[-1:]}
+    return Structure(P_pattern, A_pattern, cone), tensors
+
+
+def _pattern(tensor: sp.csr_array, shape: tuple[int, int]) -> tuple[Sparsity, np.ndarray]:
+    """Which entries of a matrix are ever nonzero, and their rows (Fortran order) in a tensor."""
+    tensor.eliminate_zeros()
+    flat = np.flatnonzero(np.diff(tensor.indptr))
+    rows, cols = (flat % shape[0], flat // shape[0]) if flat.size else (flat, flat)
+    order = np.lexsort((cols, rows))
+    return Sparsity(shape, rows[order].astype(np.int64), cols[order].astype(np.int64)), flat[order]
+
+
+def _primal_sources(
+    problem: cp.Problem, cone_prog: ParamConeProg, reductions: _Reductions
+) -> dict[int, _Source]:
+    """Where every variable is read off x, found by sending numbered entries back."""
+    values = cone_prog.split_solution(np.arange(1.0, cone_prog.x.size + 1))
+    for reduction, _ in reversed(reductions):
+        if isinstance(reduction, Dgp2Dcp):
+            ids = {new[0]: old for old, new in reduction.var_id_map.items()}
+            values = {ids.get(key, key): value for key, value in values.items()}
+        else:
+            values = reduction.var_forward(values)
+    sources = {}
+    for variable in problem.variables():
+        code = values.get(variable.id, np.zeros(variable.shape))
+        code = code.toarray() if sp.issparse(code) else np.asarray(code)
+        index = code.reshape(variable.shape).ravel().astype(np.int64) - 1
+        sources[variable.id] = _Source(variable.shape, index, None, dual=False)
+    return sources
+
+
+def _dual_sources(
+    problem: cp.Problem, cone_prog: ParamConeProg, reductions: _Reductions
+) -> dict[int, _Source]:
+    """Where every constraint's dual variables are read off y, and with which factor.
+
+    An entry of a dual is a multiple of one entry of y. CVXPY's own inversion of y = k and
+    y = k^2 for k = 1, ..., m tells which and how much.
+    """
+    k = np.arange(1.0, cone_prog.constr_size + 1)
+    sources = {}
+    for (variable, first), (_, second) in zip(
+        _duals(problem, cone_prog, reductions, k),
+        _duals(problem, cone_prog, reductions, k**2),
+        strict=True,
+    ):
+        entry = np.divide(second, first, out=np.zeros_like(first), where=first != 0)
+        scale = np.divide(first, entry, out=np.zeros_like(first), where=first != 0)
+        index = np.rint(entry).astype(np.int64).ravel() - 1
+        factors = None if np.all(scale[entry != 0] == 1) else scale.ravel()
+        sources[variable.id] = _Source(variable.shape, index, factors, dual=True)
+    return sources
+
+
+def _duals(
+    problem: cp.Problem, cone_prog: ParamConeProg, reductions: _Reductions, y: np.ndarray
+) -> Iterator[tuple[cp.Variable, np.ndarray]]:
+    """Dual variables of all constraints, and the values they would take for a given y."""
+    by_id, start = {}, 0
+    for constraint in cone_prog.constraints:
+        piece = y[start : start + constraint.size]
+        by_id[constraint.id] = piece[0] if piece.size == 1 else piece
+        start += constraint.size
+    solution = Solution(cp.OPTIMAL, 0.0, {cone_prog.x.id: np.ones(cone_prog.x.size)}, by_id, {})
+    for reduction, inverse_data in reversed(reductions):
+        # A geometric program's duals are those of its convex form; only its variables change.
+        step = Canonicalization if isinstance(reduction, Dgp2Dcp) else type(reduction)
+        solution = step.invert(reduction, solution, inverse_data)
+    for constraint in problem.constraints:
+        scratch = copy.copy(constraint)  # the caller's dual variables keep their values
+        scratch.dual_variables = [cp.Variable(v.shape) for v in constraint.dual_variables]
+        if constraint.id in solution.dual_vars:
+            scratch.save_dual_value(solution.dual_vars[constraint.id])
+        for variable, filled in zip(constraint.dual_variables, scratch.dual_variables, strict=True):
+            value = np.zeros(variable.shape) if filled.value is None else filled.value
+            yield variable, np.asarray(value, dtype=float).reshape(variable.shape)

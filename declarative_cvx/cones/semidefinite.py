@@ -1,0 +1,119 @@
+"""The cone of positive semidefinite matrices, vectorised.
+
+A symmetric matrix of order k is stored as its lower triangle stacked by columns with
+off-diagonal entries times sqrt(2), so that inner products are those of matrices.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def order_of(rows: int) -> int:
+    """Order k of the matrix that a vector of k (k + 1) / 2 rows stores."""
+    return (math.isqrt(8 * rows + 1) - 1) // 2
+
+
+@lru_cache(maxsize=256)
+def _triangle(k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and column of every entry: the lower triangle, column by column."""
+    col, row = torch.triu_indices(k, k, device=device)
+    return row, col
+
+
+def to_matrix(v: Tensor) -> Tensor:
+    """Vectors (..., k (k + 1) / 2) to symmetric matrices (..., k, k)."""
+    k = order_of(v.shape[-1])
+    row, col = _triangle(k, v.device)
+    scaled = torch.where(row == col, v, v / math.sqrt(2.0))
+    out = v.new_zeros((*v.shape[:-1], k, k))
+    out[..., row, col] = scaled
+    out[..., col, row] = scaled
+    return out
+
+
+def to_vector(matrix: Tensor) -> Tensor:
+    """Symmetric matrices (..., k, k) to vectors (..., k (k + 1) / 2)."""
+    row, col = _triangle(matrix.shape[-1], matrix.device)
+    entries = matrix[..., row, col]
+    return torch.where(row == col, entries, entries * math.sqrt(2.0))
+
+
+def project(v: Tensor) -> Tensor:
+    """Euclidean projection onto the semidefinite cone.
+
+    Parameters
+    ----------
+    v : Tensor, shape (..., k (k + 1) / 2)
+
+    Returns
+    -------
+    Tensor, same shape
+    """
+    return _Projection.apply(v)
+
+
+def derivative(v: Tensor) -> Tensor:
+    """Jacobian of the projection (Malick and Sendov 2006): divided differences in the eigenbasis.
+
+    At a zero eigenvalue the one-sided derivative from below is chosen (0).
+
+    Parameters
+    ----------
+    v : Tensor, shape (..., r) with r = k (k + 1) / 2
+
+    Returns
+    -------
+    Tensor, shape (..., r, r)
+        Symmetric, eigenvalues in [0, 1].
+    """
+    r = v.shape[-1]
+    eigenvalues, eigenvectors = torch.linalg.eigh(to_matrix(v))
+    basis = to_matrix(torch.eye(r, dtype=v.dtype, device=v.device))  # (r, k, k)
+    q = eigenvectors[..., None, :, :]
+    inner = q.mT @ basis @ q
+    image = q @ (_divided_differences(eigenvalues)[..., None, :, :] * inner) @ q.mT
+    return to_vector(image)
+
+
+def _divided_differences(eigenvalues: Tensor) -> Tensor:
+    """(max(a, 0) - max(b, 0)) / (a - b) for all pairs of eigenvalues, without cancellation."""
+    a, b = eigenvalues[..., :, None], eigenvalues[..., None, :]
+    up, down = a.clamp(min=0) + b.clamp(min=0), (-a).clamp(min=0) + (-b).clamp(min=0)
+    total = up + down
+    ratio = up / torch.where(total > 0, total, 1.0)
+    both_up, one_up = (a > 0) & (b > 0), (a > 0) ^ (b > 0)
+    return torch.where(both_up, torch.ones_like(ratio), torch.where(one_up, ratio, 0.0))
+
+
+class _Projection(torch.autograd.Function):
+    """Projection whose derivative does not go through that of the eigenvectors,
+    which does not exist at repeated eigenvalues.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(v: Tensor) -> Tensor:
+        eigenvalues, eigenvectors = torch.linalg.eigh(to_matrix(v))
+        positive = eigenvectors * eigenvalues.clamp(min=0)[..., None, :]
+        return to_vector(positive @ eigenvectors.mT)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+        (v,) = ctx.saved_tensors
+        return (derivative(v) @ grad[..., None])[..., 0]
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+        (v,) = ctx.saved_tensors
+        return (derivative(v) @ tangent[..., None])[..., 0]

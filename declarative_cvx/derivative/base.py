@@ -1,0 +1,63 @@
+"""What a derivative of the solution map is: one method, whoever found the solution."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from declarative_cvx.program import ConeProgram, Structure
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """Gradients with respect to q and b, from which those of P and A follow.
+
+    At a solution (x, y) a change of P acts like the change dP x of q, and a change of A like the
+    changes dA'y of q and -dA x of b. So q and b are all that has to be solved for.
+
+    Attributes
+    ----------
+    q : Tensor, shape (batch, n)
+    b : Tensor, shape (batch, m)
+    residual : Tensor, shape (batch,)
+        Relative residual of the linear system that was solved: the accuracy of the gradient.
+    """
+
+    q: Tensor
+    b: Tensor
+    residual: Tensor
+
+
+class Derivative(ABC):
+    """A way to differentiate the solution of a cone program with respect to its data."""
+
+    name: ClassVar[str]
+
+    def obstacle(self, structure: Structure) -> str | None:
+        """Why programs of this structure cannot be differentiated; None if they can."""
+        return None
+
+    @abstractmethod
+    def adjoint(
+        self,
+        program: ConeProgram,
+        point: tuple[Tensor, Tensor, Tensor],
+        grads: tuple[Tensor, Tensor, Tensor],
+    ) -> Adjoint:
+        """Apply the transposed derivative.
+
+        Parameters
+        ----------
+        program : ConeProgram
+        point : (x, y, s)
+            Solution, shapes (batch, n), (batch, m), (batch, m).
+        grads : (grad_x, grad_y, grad_s)
+            Gradients of a loss with respect to the solution, same shapes.
+
+        Returns
+        -------
+        Adjoint
+        """

@@ -1,0 +1,219 @@
+"""Checking the tensors that are passed for parameters, before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cvxpy as cp
+import numpy as np
+import torch
+from torch import Tensor
+
+from declarative_cvx.errors import ParameterError
+
+# Rounding that a declared attribute tolerates, relative to the largest entry.
+SIGN_TOLERANCE = 1e-8
+SYMMETRY_TOLERANCE = 1e-5
+SEMIDEFINITE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterSpec:
+    """What is known of one parameter of a problem.
+
+    Attributes
+    ----------
+    name : str
+    shape : tuple of int
+    attributes : frozenset of str
+        Declared attributes: nonneg, pos, nonpos, neg, symmetric, PSD, NSD, diag.
+    lower, upper : ndarray or None
+        Declared bounds, broadcastable to `shape`.
+    support : ndarray of bool or None
+        Where a parameter with declared sparsity may differ from zero.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    attributes: frozenset[str]
+    lower: np.ndarray | None
+    upper: np.ndarray | None
+    support: np.ndarray | None
+
+    @classmethod
+    def of(cls, parameter: cp.Parameter) -> ParameterSpec:
+        """Read what a CVXPY parameter declares."""
+        names = ("nonneg", "pos", "nonpos", "neg", "symmetric", "PSD", "NSD", "diag")
+        declared = frozenset(name for name in names if parameter.attributes[name])
+        lower = upper = support = None
+        if parameter.attributes["bounds"] is not None:
+            lower, upper = (np.asarray(bound, float) for bound in parameter.attributes["bounds"])
+        if parameter.sparse_idx is not None:
+            support = np.zeros(parameter.shape, dtype=bool)
+            support[parameter.sparse_idx] = True
+        return cls(parameter.name(), tuple(parameter.shape), declared, lower, upper, support)
+
+    def is_batched(self, position: int, value: Tensor) -> bool:
+        """Whether a tensor holds a batch of values; an error if its shape fits neither way."""
+        shape = tuple(value.shape)
+        if shape == self.shape:
+            return False
+        if shape[1:] == self.shape and len(shape) == len(self.shape) + 1:
+            return True
+        raise ParameterError(
+            f"{self._where(position)} has shape {shape}; expected {self.shape}, or a batch "
+            f"(batch, {', '.join(map(str, self.shape))})".replace(", )", ",)")
+            + "."
+        )
+
+    def check(self, position: int, value: Tensor) -> None:
+        """Refuse values that are not finite or not what the parameter declares."""
+        value = value.detach()
+        self._require(position, value, torch.isfinite(value), "a finite number")
+        slack = SIGN_TOLERANCE
+        rules = {
+            "nonneg": (lambda v: v >= -slack, "nonnegative, as declared by nonneg=True"),
+            "pos": (lambda v: v > 0, "positive, as declared by pos=True"),
+            "nonpos": (lambda v: v <= slack, "nonpositive, as declared by nonpos=True"),
+            "neg": (lambda v: v < 0, "negative, as declared by neg=True"),
+        }
+        for attribute, (holds, wording) in rules.items():
+            if attribute in self.attributes:
+                self._require(position, value, holds(value), wording)
+        for bound, sign, wording in ((self.lower, 1, "at least"), (self.upper, -1, "at most")):
+            if bound is not None:
+                limit = torch.as_tensor(bound, dtype=value.dtype, device=value.device)
+                ok = sign * (value - limit) >= -slack
+                self._require(position, value, ok, f"{wording} its declared bound")
+        self._check_matrix(position, value)
+
+    def _check_matrix(self, position: int, value: Tensor) -> None:
+        scale = value.abs().amax() if value.numel() else 0.0
+        off = None
+        if "diag" in self.attributes:
+            off = ~torch.eye(self.shape[-1], dtype=torch.bool, device=value.device)
+        if self.support is not None:
+            off = ~torch.as_tensor(self.support, device=value.device)
+        if off is not None:
+            self._require(position, value, ~off | (value == 0), "zero, by its declared sparsity")
+        if not self.attributes & {"symmetric", "PSD", "NSD"}:
+            return
+        close = (value - value.mT).abs() <= SYMMETRY_TOLERANCE * scale
+        self._require(position, value, close, "equal to its transposed entry (symmetric)")
+        for attribute, sign in (("PSD", 1), ("NSD", -1)):
+            if attribute in self.attributes and value.numel():
+                smallest = torch.linalg.eigvalsh(sign * value.to(torch.float64))[..., 0]
+                self._check_definite(position, attribute, smallest, scale)
+
+    def _check_definite(
+        self, position: int, attribute: str, smallest: Tensor, scale: Tensor | float
+    ) -> None:
+        bad = torch.nonzero(smallest.reshape(-1) < -SEMIDEFINITE_TOLERANCE * scale)
+        if len(bad):
+            element = int(bad[0, 0])
+            where = f", batch element {element}," if smallest.ndim else ""
+            sign = "" if attribute == "PSD" else "-"
+            raise ParameterError(
+                f"{self._where(position)}{where} is declared {attribute}=True but "
+                f"{sign}{self.name} has the eigenvalue {float(smallest.reshape(-1)[element]):.3g}."
+            )
+
+    def _require(self, position: int, value: Tensor, ok: Tensor, wording: str) -> None:
+        if bool(ok.all()):
+            return
+        index = tuple(torch.nonzero(~ok)[0].tolist())
+        found = float(value[index])
+        where = f"[{', '.join(map(str, index))}]" if index else ""
+        raise ParameterError(
+            f"{self._where(position)}: entry {self.name}{where} is {found:g}; it must be {wording}."
+        )
+
+    def _where(self, position: int) -> str:
+        return f"Parameter {self.name!r} (argument {position})"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Checked values of all parameters of one call.
+
+    Attributes
+    ----------
+    values : tuple of Tensor
+    batched : tuple of bool
+        Which of them have a batch dimension.
+    batch : int or None
+        Batch size; None if no value is batched.
+    dtype : torch.dtype
+        Common floating-point type: that of the outputs.
+    device : torch.device
+    """
+
+    values: tuple[Tensor, ...]
+    batched: tuple[bool, ...]
+    batch: int | None
+    dtype: torch.dtype
+    device: torch.device
+
+
+def check_arguments(specs: Sequence[ParameterSpec], values: Sequence[Tensor]) -> Arguments:
+    """Check the tensors of one call against the parameters of the problem.
+
+    Raises
+    ------
+    ParameterError
+        Naming the parameter, the entry, its value, and what was expected.
+    """
+    if len(values) != len(specs):
+        names = ", ".join(spec.name for spec in specs)
+        raise ParameterError(
+            f"The layer takes {len(specs)} tensors, one for each of its parameters ({names}), in "
+            f"this order; got {len(values)}."
+        )
+    for position, (spec, value) in enumerate(zip(specs, values, strict=True)):
+        if not isinstance(value, Tensor):
+            raise ParameterError(
+                f"Parameter {spec.name!r} (argument {position}) is a {type(value).__name__}; "
+                "expected a torch tensor: pass torch.as_tensor(value)."
+            )
+        if not value.is_floating_point():
+            raise ParameterError(
+                f"Parameter {spec.name!r} (argument {position}) has type {value.dtype}; expected "
+                "floating point: pass value.to(torch.float64)."
+            )
+        if value.device != values[0].device:
+            raise ParameterError(
+                f"Parameter {spec.name!r} (argument {position}) is on {value.device}, but "
+                f"{specs[0].name!r} is on {values[0].device}; put all on one device."
+            )
+    batched = tuple(
+        spec.is_batched(position, value)
+        for position, (spec, value) in enumerate(zip(specs, values, strict=True))
+    )
+    batch = _batch_size(specs, values, batched)
+    for position, (spec, value) in enumerate(zip(specs, values, strict=True)):
+        spec.check(position, value)
+    dtype = torch.get_default_dtype() if not values else values[0].dtype
+    for value in values:
+        dtype = torch.promote_types(dtype, value.dtype)
+    device = values[0].device if values else torch.device("cpu")
+    return Arguments(tuple(values), batched, batch, dtype, device)
+
+
+def _batch_size(
+    specs: Sequence[ParameterSpec], values: Sequence[Tensor], batched: Sequence[bool]
+) -> int | None:
+    first: int | None = None
+    for position, is_batched in enumerate(batched):
+        if not is_batched:
+            continue
+        if first is None:
+            first = position
+        elif values[position].shape[0] != values[first].shape[0]:
+            raise ParameterError(
+                f"Parameter {specs[position].name!r} (argument {position}) has batch size "
+                f"{values[position].shape[0]}, but {specs[first].name!r} (argument {first}) has "
+                f"{values[first].shape[0]}; batched parameters must have the same batch size. A "
+                "value shared by all elements is passed without a batch dimension."
+            )
+    return None if first is None else values[first].shape[0]

@@ -1,0 +1,147 @@
+"""How well a point satisfies the optimality conditions of a cone program.
+
+The quality of every answer is computed here from the program and the answer alone, whoever
+found it and whatever they said of it. All measures are relative to the size of the terms they
+are made of, so that they mean the same in any units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from declarative_cvx.program import ConeProgram
+
+# A problem whose data and solution are all (nearly) zero has no scale of its own: terms smaller
+# than this are measured absolutely, in units of it.
+SMALLEST_SCALE = 1e-3
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Relative violations of the optimality conditions, one number per element.
+
+    Attributes
+    ----------
+    primal : Tensor, shape (batch,)
+        ||A x + s - b|| in units of the largest term.
+    dual : Tensor, shape (batch,)
+        ||P x + q + A'y|| likewise.
+    gap : Tensor, shape (batch,)
+        |x'P x + q'x + b'y| in units of the objective's terms.
+    cone : Tensor, shape (batch,)
+        Distance of s from K and of y from K*, the larger one.
+    """
+
+    primal: Tensor
+    dual: Tensor
+    gap: Tensor
+    cone: Tensor
+
+    @property
+    def worst(self) -> Tensor:
+        """The largest of the four, shape (batch,); NaN where any is NaN."""
+        return torch.stack([self.primal, self.dual, self.gap, self.cone]).amax(0)
+
+    def merge(self, other: Residuals, index: Tensor) -> Residuals:
+        """These residuals with the elements named by `index` replaced by those of `other`."""
+        return Residuals(
+            *(
+                getattr(self, name).index_copy(0, index, getattr(other, name))
+                for name in ("primal", "dual", "gap", "cone")
+            )
+        )
+
+
+def _norm(v: Tensor) -> Tensor:
+    """Largest absolute entry of each row; 0 for rows without entries."""
+    if v.shape[1] == 0:
+        return v.new_zeros(v.shape[0])
+    return v.abs().amax(1)
+
+
+def _ratio(error: Tensor, *terms: Tensor) -> Tensor:
+    scale = torch.stack(torch.broadcast_tensors(*terms)).amax(0)
+    return error / scale.clamp(min=SMALLEST_SCALE)
+
+
+def residuals(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> Residuals:
+    """Residuals of a batch of points.
+
+    Parameters
+    ----------
+    program : ConeProgram
+    x : Tensor, shape (batch, n)
+    y, s : Tensor, shape (batch, m)
+
+    Returns
+    -------
+    Residuals
+    """
+    cone = program.structure.cone
+    Px, Ax, Aty = program.P_times(x), program.A_times(x), program.At_times(y)
+    xPx, qx, by = (x * Px).sum(1), (x * program.q).sum(1), (y * program.b).sum(1)
+    s_error, y_error = s - cone.project(s), y - cone.project_dual(y)
+    # The bounds |P| |x| and |A| |x| on the terms, rather than the terms themselves, keep the
+    # scale meaningful where the terms cancel to zero at the solution.
+    P_size, A_size, x_size = _norm(program.P), _norm(program.A), _norm(x)
+    primal_terms = (A_size * x_size, _norm(s), _norm(program.b))
+    return Residuals(
+        primal=_ratio(_norm(Ax + s - program.b), *primal_terms),
+        dual=_ratio(_norm(Px + program.q + Aty), P_size * x_size, A_size * _norm(y),
+                    _norm(program.q)),
+        gap=_ratio((xPx + qx + by).abs(), xPx.abs(), qx.abs(), by.abs()),
+        cone=torch.maximum(
+            _ratio(_norm(s_error), *primal_terms), _ratio(_norm(y_error), _norm(y))
+        ),
+    )  # fmt: skip
+
+
+def infeasibility(program: ConeProgram, y: Tensor) -> Tensor:
+    """How far y is from proving that no x is feasible: A'y = 0, y in K*, b'y < 0.
+
+    Parameters
+    ----------
+    program : ConeProgram
+    y : Tensor, shape (batch, m)
+
+    Returns
+    -------
+    Tensor, shape (batch,)
+        Violation relative to -b'y, in the units of A and b; infinite where b'y >= 0. A value
+        of 1e-6 shows that a feasible x, if there were one, would be larger than 1e6.
+    """
+    gain = -(y * program.b).sum(1) / _norm(program.b).clamp(min=torch.finfo(y.dtype).tiny)
+    dual_cone = program.structure.cone.project_dual(y)
+    return _certificate(gain, _norm(program.At_times(y)) / _size(program.A), _norm(y - dual_cone))
+
+
+def unboundedness(program: ConeProgram, x: Tensor) -> Tensor:
+    """How far x is from proving unboundedness below: P x = 0, -A x in K, q'x < 0.
+
+    Parameters
+    ----------
+    program : ConeProgram
+    x : Tensor, shape (batch, n)
+
+    Returns
+    -------
+    Tensor, shape (batch,)
+        Violation relative to -q'x, in the units of P, A and q; infinite where q'x >= 0.
+    """
+    gain = -(x * program.q).sum(1) / _norm(program.q).clamp(min=torch.finfo(x.dtype).tiny)
+    slack = -program.A_times(x)
+    slack_error = _norm(slack - program.structure.cone.project(slack)) / _size(program.A)
+    return _certificate(gain, _norm(program.P_times(x)) / _size(program.P), slack_error)
+
+
+def _size(values: Tensor) -> Tensor:
+    size = _norm(values)
+    return torch.where(size > 0, size, 1.0)
+
+
+def _certificate(gain: Tensor, *errors: Tensor) -> Tensor:
+    worst = torch.stack(torch.broadcast_tensors(*errors)).amax(0)
+    return torch.where(gain > 0, worst / torch.where(gain > 0, gain, 1.0), torch.inf)
