@@ -16,6 +16,7 @@ from declarative_cvx.backends.table import BACKENDS, installed
 from declarative_cvx.errors import BackendError, nearest
 from declarative_cvx.host import HostProgram
 from declarative_cvx.program import ConeProgram, Structure
+from declarative_cvx.refinement import refine
 from declarative_cvx.residuals import Residuals, infeasibility, residuals, unboundedness
 from declarative_cvx.solution import Attempt, ConeSolution
 from declarative_cvx.status import Status
@@ -118,6 +119,7 @@ def _attempt(
     began = time.perf_counter()
     answer = backend.solve(HostProgram.of(program), _point(start, elements))
     x, y, s = (torch.as_tensor(v, device=program.q.device) for v in (answer.x, answer.y, answer.s))
+    x, y, s = _refine(program, answer, x, y, s)
     found = residuals(program, x, y, s)
     status = _verify(program, answer, found, x, y, max(ACCEPTED, 10 * backend.tol))
     attempt = Attempt(
@@ -129,6 +131,21 @@ def _attempt(
         seconds=time.perf_counter() - began,
     )
     return ConeSolution(x, y, s, status, found, (attempt,))
+
+
+def _refine(
+    program: ConeProgram, answer: Answer, x: Tensor, y: Tensor, s: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Polish what may be solutions; certificates stay as they are."""
+    certificates = (Status.INFEASIBLE, Status.UNBOUNDED)
+    claims = torch.tensor([status not in certificates for status in answer.status])
+    finite = torch.isfinite(torch.cat([x, y, s], 1)).all(1)
+    at = torch.where(claims.to(x.device) & finite)[0]
+    if not len(at) or program.structure.variables + program.structure.rows > LARGE:
+        return x, y, s
+    refined = refine(program.select(at), x[at], y[at], s[at])
+    x, y, s = (old.index_copy(0, at, new) for old, new in zip((x, y, s), refined, strict=True))
+    return x, y, s
 
 
 def _verify(
