@@ -13,6 +13,7 @@ from torch import Tensor
 from declarative_cvx.derivative import Derivative
 from declarative_cvx.errors import IrregularWarning
 from declarative_cvx.program import ConeProgram, Structure
+from declarative_cvx.scaling import Scaling
 from declarative_cvx.solution import ConeSolution
 
 # Relative residual of the adjoint system above which an element's gradient is called irregular.
@@ -118,9 +119,12 @@ class _Gradients:
             part = part.select(at)
             point = tuple(v[at] for v in point)
             upstream = tuple(v[at] for v in upstream)
-        adjoint = derivative.adjoint(part, point, upstream)
+        scaling = Scaling.of(part.detach())
+        adjoint = derivative.adjoint(
+            scaling.apply(part), scaling.point(*point), scaling.gradients(*upstream)
+        )
         _report(adjoint.residual.detach(), at)
-        q, b = adjoint.q, adjoint.b
+        q, b = scaling.restore_gradients(adjoint.q, adjoint.b)
         if at is not None:
             q = torch.zeros_like(self.x).index_copy(0, at, q)
             b = torch.zeros_like(self.y).index_copy(0, at, b)

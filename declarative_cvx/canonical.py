@@ -9,6 +9,7 @@ products and index operations in torch.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from cvxpy.utilities.psd_utils import TriangleKind
 from torch import Tensor
 
 from declarative_cvx.cones import Cone
+from declarative_cvx.errors import SpecificationError
 from declarative_cvx.linear_map import SparseMap
 from declarative_cvx.program import ConeProgram, Sparsity, Structure
 
@@ -175,8 +177,8 @@ class ParamConeProgram:
     ) -> Tensor:
         """The vectors (parameters, logarithms, 1), one column per element."""
         columns = [
-            value.reshape(batch, -1) if is_batched else value.reshape(1, -1).expand(batch, -1)
-            for value, is_batched in zip(parameters, batched, strict=True)
+            value.reshape(batch if is_batched else 1, size).expand(batch, size)
+            for value, is_batched, size in zip(parameters, batched, self.sizes, strict=True)
         ]
         columns = [column.to(torch.float64) for column in columns]
         columns += [columns[position].log() for position in self.logarithms]
@@ -226,14 +228,18 @@ def canonicalize(
     -------
     ParamConeProgram
     """
-    with nullcontext() if gp else scopes.quad_form_dpp_scope():
+    with warnings.catch_warnings(), nullcontext() if gp else scopes.quad_form_dpp_scope():
+        # CVXPY's choice of a backend, and how it reads its own sparse leaves, are no news.
+        warnings.filterwarnings("ignore", message=".*for canonicalization.*")
+        warnings.filterwarnings("ignore", message="Reading from a sparse CVXPY expression.*")
         chain = resolve_and_build_chain(
             problem, solver=_Recorder(), gp=gp, enforce_dpp=True, canon_backend=canon_backend
         )
         cone_prog, inverse_data = chain.apply(problem)
     reductions = list(zip(chain.reductions[:-1], inverse_data[:-1], strict=True))
     selection, logarithms = _parameter_selection(cone_prog, parameters, reductions)
-    structure, tensors = _data_tensors(cone_prog)
+    kept = _finite_rows(cone_prog)
+    structure, tensors = _data_tensors(cone_prog, kept)
     maps = {name: SparseMap(tensor @ selection) for name, tensor in tensors.items()}
     return ParamConeProgram(
         structure=structure,
@@ -243,7 +249,7 @@ def canonicalize(
         sizes=tuple(parameter.size for parameter in parameters),
         sources={
             **_primal_sources(problem, cone_prog, reductions),
-            **_dual_sources(problem, cone_prog, reductions),
+            **_dual_sources(problem, cone_prog, reductions, kept),
         },
         gp=gp,
         maximize=isinstance(problem.objective, cp.Maximize),
@@ -307,11 +313,34 @@ def _logarithm_ids(reductions: _Reductions) -> dict[int, int]:
     return {}
 
 
-def _data_tensors(cone_prog: ParamConeProg) -> tuple[Structure, dict[str, sp.csr_array]]:
-    """Patterns of the data and the matrices that take CVXPY's parameter vector to the values."""
+def _finite_rows(cone_prog: ParamConeProg) -> np.ndarray:
+    """Which rows to keep, bool, shape (m,): `x <= inf` says nothing and is left out."""
     n, m = cone_prog.x.size, cone_prog.constr_size
+    if not m:
+        return np.zeros(0, dtype=bool)
+    infinite = sp.coo_array(cone_prog.A)
+    rows = infinite.coords[0][~np.isfinite(infinite.data)]
+    signs = infinite.data[~np.isfinite(infinite.data)]
+    row, col = rows % m, rows // m
+    dims = cone_prog.cone_dims
+    vacuous = (col == n) & (signs > 0) & (row >= dims.zero) & (row < dims.zero + dims.nonneg)
+    if not vacuous.all():
+        raise SpecificationError(
+            "The problem has an infinite or NaN constant in a place where it is not an absent "
+            "bound. Only `expression <= inf` and the like, which say nothing, are left out."
+        )
+    kept = np.ones(m, dtype=bool)
+    kept[row] = False
+    return kept
+
+
+def _data_tensors(
+    cone_prog: ParamConeProg, kept: np.ndarray
+) -> tuple[Structure, dict[str, sp.csr_array]]:
+    """Patterns of the data and the matrices that take CVXPY's parameter vector to the values."""
+    n, m = cone_prog.x.size, int(kept.sum())
     q = sp.csr_array(cone_prog.q)
-    Ab = sp.csr_array(cone_prog.A) if m else sp.csr_array((0, q.shape[1]))
+    Ab = sp.csr_array(cone_prog.A)[np.tile(kept, n + 1)] if m else sp.csr_array((0, q.shape[1]))
     P = sp.csr_array((n * n, q.shape[1])) if cone_prog.P is None else sp.csr_array(cone_prog.P)
     swap = np.arange(n * n).reshape(n, n).T.ravel()
     P = sp.csr_array((P + P[swap]) / 2)  # CVXPY may store a quadratic form one-sidedly
@@ -320,7 +349,7 @@ def _data_tensors(cone_prog: ParamConeProg) -> tuple[Structure, dict[str, sp.csr
     dims = cone_prog.cone_dims
     cone = Cone(
         zero=dims.zero,
-        nonneg=dims.nonneg,
+        nonneg=dims.nonneg - int((~kept).sum()),
         soc=tuple(dims.soc),
         psd=tuple(dims.psd),
         exp=dims.exp,
@@ -360,7 +389,7 @@ def _primal_sources(
 
 
 def _dual_sources(
-    problem: cp.Problem, cone_prog: ParamConeProg, reductions: _Reductions
+    problem: cp.Problem, cone_prog: ParamConeProg, reductions: _Reductions, kept: np.ndarray
 ) -> dict[int, _Source]:
     """Where every constraint's dual variables are read off y, and with which factor.
 
@@ -368,6 +397,7 @@ def _dual_sources(
     y = k^2 for k = 1, ..., m tells which and how much.
     """
     k = np.arange(1.0, cone_prog.constr_size + 1)
+    place = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)  # of row k; -1 is "always 0"
     sources = {}
     for (variable, first), (_, second) in zip(
         _duals(problem, cone_prog, reductions, k),
@@ -376,7 +406,7 @@ def _dual_sources(
     ):
         entry = np.divide(second, first, out=np.zeros_like(first), where=first != 0)
         scale = np.divide(first, entry, out=np.zeros_like(first), where=first != 0)
-        index = np.rint(entry).astype(np.int64).ravel() - 1
+        index = place[np.rint(entry).astype(np.int64).ravel() - 1]
         factors = None if np.all(scale[entry != 0] == 1) else scale.ravel()
         sources[variable.id] = _Source(variable.shape, index, factors, dual=True)
     return sources

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -117,7 +116,10 @@ class DeclarativeLayer(nn.Module):
         self._previous: ConeSolution | None = None
 
     def forward(
-        self, *parameters: Tensor, solver_args: Mapping[str, Any] | None = None
+        self,
+        *parameters: Tensor,
+        solver_args: Mapping[str, Any] | None = None,
+        warm_start: bool | None = None,
     ) -> tuple[Tensor, ...]:
         """Solve the problem for each element of a batch.
 
@@ -128,6 +130,8 @@ class DeclarativeLayer(nn.Module):
             and unbatched ones may be mixed.
         solver_args : mapping, optional
             Options of the solver for this call.
+        warm_start : bool, optional
+            For this call, instead of what the constructor was told.
 
         Returns
         -------
@@ -143,12 +147,17 @@ class DeclarativeLayer(nn.Module):
         SolveError
             If an element is not solved and ``on_failure="raise"``.
         """
-        solution = self.solve(*parameters, solver_args=solver_args)
+        solution = self.solve(*parameters, solver_args=solver_args, warm_start=warm_start)
         if self.on_failure == "raise" and not bool(solution.cone.solved.all()):
             raise SolveError(describe_failures(solution.cone))
         return solution.variables
 
-    def solve(self, *parameters: Tensor, solver_args: Mapping[str, Any] | None = None) -> Solution:
+    def solve(
+        self,
+        *parameters: Tensor,
+        solver_args: Mapping[str, Any] | None = None,
+        warm_start: bool | None = None,
+    ) -> Solution:
         """As calling the layer, but returning the full report; failures do not raise.
 
         Returns
@@ -162,9 +171,12 @@ class DeclarativeLayer(nn.Module):
         program, offset = self._canonical.apply(
             arguments.values, arguments.batched, batch, arguments.device
         )
-        call = Call(program.structure, partial(self._solve, backends), self._derivative)
+        warm = self.warm_start if warm_start is None else warm_start
+        start = self._start_for(program) if warm else None
+        solver = partial(solve, backends=backends, start=start)
+        call = Call(program.structure, solver, self._derivative)
         x, y, objective = solve_differentiably(program, call)
-        if self.warm_start:
+        if warm:
             self._previous = call.solution
         recover = partial(self._recover, arguments, x, y)
         value = _shape_output(arguments, self._canonical.value(objective, offset))
@@ -182,32 +194,32 @@ class DeclarativeLayer(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_previous": None}
 
-    def _solve(self, backends: Sequence[Backend], program: ConeProgram) -> ConeSolution:
+    def _start_for(self, program: ConeProgram) -> ConeSolution | None:
+        """The previous solution, if it is one of a batch of the same size on the same device."""
         previous = self._previous
-        fits = previous is not None and previous.x.shape == program.q.shape
-        fits = fits and previous.x.device == program.q.device  # type: ignore[union-attr]
-        return solve(program, backends, previous if self.warm_start and fits else None)
+        if previous is None or previous.x.shape != program.q.shape:
+            return None
+        return previous if previous.x.device == program.q.device else None
 
     def _recover(self, arguments: Arguments, x: Tensor, y: Tensor, identity: int) -> Tensor:
         return _shape_output(arguments, self._canonical.recover(identity, x, y))
 
     def _choose_backends(self, extra: Mapping[str, Any]) -> tuple[Backend, ...]:
+        return self._backends_of(self._solver, {**self._solver_args, **extra})
+
+    def _backends_of(
+        self, solver: str | Backend, options: Mapping[str, Any]
+    ) -> tuple[Backend, ...]:
+        """The solvers that a choice means, in the order in which they are tried."""
         structure = self._canonical.structure
-        options = {**self._solver_args, **extra}
-        if isinstance(self._solver, Backend):
-            backend = self._solver
-            if options:
-                fields = {
-                    field.name: getattr(backend, field.name)
-                    for field in dataclasses.fields(backend)
-                }
-                backend = type(backend).configured({**fields, **options})
-        elif not isinstance(self._solver, str):
-            raise BackendError(f"solver must be a name or a Backend object, got {self._solver!r}.")
-        elif self._solver.lower() == "auto":
+        if isinstance(solver, Backend):
+            backend = solver.changed(options)
+        elif not isinstance(solver, str):
+            raise BackendError(f"solver must be a name or a Backend object, got {solver!r}.")
+        elif solver.lower() == "auto":
             return automatic(structure, options)
         else:
-            backend = backend_named(self._solver, options)
+            backend = backend_named(solver, options)
         require_capable(backend, structure)
         return (backend,)
 

@@ -104,7 +104,7 @@ def matvec(values: Tensor, sparsity: Sparsity, v: Tensor, transpose: bool = Fals
     size = sparsity.shape[0]
     if transpose:
         rows, cols, size = cols, rows, sparsity.shape[1]
-    out = v.new_zeros((max(v.shape[0], values.shape[0]), size))
+    out = v.new_zeros((v.shape[0], size))
     return out.index_add(1, rows, values * v[:, cols])
 
 

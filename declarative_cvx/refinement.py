@@ -21,9 +21,7 @@ GAIN = 0.5
 ROUNDING = 1e-15
 
 
-def refine(
-    program: ConeProgram, x: Tensor, y: Tensor, s: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def refine(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Semismooth Newton with backtracking, element by element.
 
     Each element stops when its residual is at rounding level or no longer falls. The residual
@@ -108,9 +106,7 @@ def _merit(program: ConeProgram, point: Tensor, scale: Tensor) -> Tensor:
     return _largest(dual, primal, scale)
 
 
-def _merit_as_given(
-    program: ConeProgram, x: Tensor, y: Tensor, s: Tensor, scale: Tensor
-) -> Tensor:
+def _merit_as_given(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor, scale: Tensor) -> Tensor:
     """The same for (x, y, s), whose s and y need not be in their cones."""
     cone = program.structure.cone
     dual = program.P_times(x) + program.q + program.At_times(y)

@@ -175,6 +175,13 @@ class Backend(ABC):
                 raise cls.refusal(f"unknown option {option!r}. {nearest(option, everything)}")
         return cls(**fields, settings=settings)
 
+    def changed(self, options: Mapping[str, Any]) -> Self:
+        """The same solver with some options changed, named as in `configured`."""
+        if not options:
+            return self
+        fields = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}
+        return type(self).configured({**fields, **options})
+
     @classmethod
     @abstractmethod
     def native_settings(cls) -> frozenset[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from declarative_cvx.host import HostProgram
 from declarative_cvx.program import ConeProgram, Structure
 from declarative_cvx.refinement import refine
 from declarative_cvx.residuals import Residuals, infeasibility, residuals, unboundedness
+from declarative_cvx.scaling import Scaling
 from declarative_cvx.solution import Attempt, ConeSolution
 from declarative_cvx.status import Status
 
@@ -81,9 +83,14 @@ def solve(
     Returns
     -------
     ConeSolution
-        On the program's device, verified.
+        On the program's device, verified. Residuals are those of the scaled program.
     """
     program = program.detach()
+    scaling = Scaling.of(program)
+    program = scaling.apply(program)
+    if start is not None:
+        x, y, s = scaling.point(start.x, start.y, start.s)
+        start = replace(start, x=x, y=y, s=s)
     solution = _nothing(program)
     pending = torch.arange(program.batch, device=program.q.device)
     for backend in backends:
@@ -96,7 +103,8 @@ def solve(
         settled = [status.value for status in Status if status.final]
         open_ = ~torch.isin(attempt.status, torch.tensor(settled, device=pending.device))
         pending = pending[open_]
-    return solution
+    x, y, s = scaling.restore(solution.x, solution.y, solution.s)
+    return replace(solution, x=x, y=y, s=s)
 
 
 def _nothing(program: ConeProgram) -> ConeSolution:

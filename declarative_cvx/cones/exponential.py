@@ -95,7 +95,6 @@ def _curved_point(v: Tensor, pieces: _Pieces) -> Tensor:
 
 
 def _frame(v: Tensor, rho: Tensor) -> _Frame:
-    x, y, z = v.unbind(-1)
     positive = rho >= 0
     # torch.abs has derivative 0 at 0, which would be wrong here.
     e = torch.exp(torch.where(positive, -rho, rho))

@@ -1,0 +1,82 @@
+"""Units in which the data of every element are of size one.
+
+Solvers stop at absolute tolerances, so that returns of 1e-3 and covariances of 1e-4 look solved to
+them before they are. Every element is therefore solved, refined and verified in units of its own.
+The factors are powers of two: nothing is rounded on the way there and back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from declarative_cvx.program import ConeProgram
+
+Point = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """x = primal * x', s = slack * s', y = y' / (objective * slack), each of shape (batch, 1).
+
+    The scaled program has P' = objective * primal^2 * P, q' = objective * primal * q,
+    A' = primal / slack * A and b' = b / slack.
+    """
+
+    primal: Tensor
+    slack: Tensor
+    objective: Tensor
+
+    @classmethod
+    def of(cls, program: ConeProgram) -> Scaling:
+        """Factors that bring b and A, and the larger of P and q, to size one."""
+        P, q, A, b = (_size(v) for v in (program.P, program.q, program.A, program.b))
+        both = (P > 0) & (q > 0)
+        natural = torch.where(both, q / torch.where(both, P, 1.0), 1.0)
+        A = torch.where(A > 0, A, 1.0)
+        slack = torch.where(b > 0, b, natural * A)
+        primal = slack / A
+        objective = torch.maximum(P * primal**2, q * primal)
+        return cls(
+            _power(primal), _power(slack), _power(1 / torch.where(objective > 0, objective, 1.0))
+        )
+
+    def apply(self, program: ConeProgram) -> ConeProgram:
+        """The program in these units."""
+        return replace(
+            program,
+            P=program.P * (self.objective * self.primal**2) if program.P.shape[1] else program.P,
+            q=program.q * (self.objective * self.primal),
+            A=program.A * (self.primal / self.slack) if program.A.shape[1] else program.A,
+            b=program.b / self.slack,
+        )
+
+    def point(self, x: Tensor, y: Tensor, s: Tensor) -> Point:
+        """A point of the original program in these units."""
+        return x / self.primal, y * (self.objective * self.slack), s / self.slack
+
+    def gradients(self, x: Tensor, y: Tensor, s: Tensor) -> Point:
+        """Gradients with respect to a point, as those with respect to it in these units."""
+        return x * self.primal, y / (self.objective * self.slack), s * self.slack
+
+    def restore_gradients(self, q: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients with respect to q and b of the scaled program, as those of the original."""
+        return q * (self.objective * self.primal), b / self.slack
+
+    def restore(self, x: Tensor, y: Tensor, s: Tensor) -> Point:
+        """A point in these units as one of the original program."""
+        return x * self.primal, y / (self.objective * self.slack), s * self.slack
+
+
+def _size(values: Tensor) -> Tensor:
+    """Largest absolute entry of each element, shape (batch or 1, 1)."""
+    if values.shape[1] == 0:
+        return values.new_zeros((values.shape[0], 1))
+    return values.abs().amax(1, keepdim=True)
+
+
+def _power(values: Tensor) -> Tensor:
+    """The nearest powers of two."""
+    return torch.exp2(torch.round(torch.log2(values)))
