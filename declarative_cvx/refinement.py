@@ -12,6 +12,7 @@ from torch import Tensor
 from declarative_cvx.least_squares import solve_consistent
 from declarative_cvx.optimality import jacobian, residual_map
 from declarative_cvx.program import ConeProgram
+from declarative_cvx.residuals import SMALLEST_SCALE
 
 MAX_STEPS = 12
 MAX_HALVINGS = 8
@@ -24,12 +25,12 @@ ROUNDING = 1e-15
 def refine(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Semismooth Newton with backtracking, element by element.
 
-    Each element stops when its residual is at rounding level or no longer falls. The residual
-    never rises: an element that cannot be improved is returned as it came.
+    Each element stops when its residual map is at rounding level or no longer falls.
 
     Parameters
     ----------
     program : ConeProgram
+        In units of size one (`declarative_cvx.scaling`).
     x : Tensor, shape (batch, n)
     y, s : Tensor, shape (batch, m)
         Finite.
@@ -37,13 +38,12 @@ def refine(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tenso
     Returns
     -------
     x, y, s : Tensor
-        Points with s in K, y in K* and s'y = 0 to rounding, unless returned as they came.
+        Points with s in K, y in K* and s'y = 0 to rounding. The caller compares their residuals
+        with those of the points that came.
     """
-    cone = program.structure.cone
     point = torch.cat([x, s - y], 1)  # (batch, n + m)
     scale = _scales(program, x, y, s)
     merit = _merit(program, point, scale)
-    came = _merit_as_given(program, x, y, s, scale)
     active = torch.where(merit > ROUNDING)[0]
     for _ in range(MAX_STEPS):
         if not len(active):
@@ -54,14 +54,8 @@ def refine(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tenso
         merit = merit.index_copy(0, active, better)
         active = active[gained & (better > ROUNDING)]
     n = program.structure.variables
-    z = point[:, n:]
-    slack = cone.project(z)
-    improved = (merit < came)[:, None]
-    return (
-        torch.where(improved, point[:, :n], x),
-        torch.where(improved, slack - z, y),
-        torch.where(improved, slack, s),
-    )
+    slack = program.structure.cone.project(point[:, n:])
+    return point[:, :n], slack - point[:, n:], slack
 
 
 def _step(
@@ -91,33 +85,18 @@ def _scales(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> Tensor:
 
     def size(*terms: Tensor) -> Tensor:
         largest = [term.abs().amax(1) for term in terms if term.shape[1]]
-        total = torch.stack(torch.broadcast_tensors(*largest)).amax(0)
-        return torch.where(total > 0, total, 1.0)
+        return torch.stack(torch.broadcast_tensors(*largest)).amax(0).clamp(min=SMALLEST_SCALE)
 
     dual = size(program.P_times(x), program.q, program.At_times(y))
-    primal = size(program.A_times(x), s, program.b) if s.shape[1] else torch.ones_like(dual)
-    return torch.stack([dual, primal], 1)
+    if not s.shape[1]:
+        return torch.stack([dual, torch.ones_like(dual)], 1)
+    return torch.stack([dual, size(program.A_times(x), s, program.b)], 1)
 
 
 def _merit(program: ConeProgram, point: Tensor, scale: Tensor) -> Tensor:
     """Largest relative residual of each element, shape (batch,)."""
     n = program.structure.variables
     dual, primal = residual_map(program, point[:, :n], point[:, n:])
-    return _largest(dual, primal, scale)
-
-
-def _merit_as_given(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor, scale: Tensor) -> Tensor:
-    """The same for (x, y, s), whose s and y need not be in their cones."""
-    cone = program.structure.cone
-    dual = program.P_times(x) + program.q + program.At_times(y)
-    primal = program.A_times(x) + s - program.b
-    found = _largest(dual, primal, scale)
-    away = torch.cat([s - cone.project(s), y - cone.project_dual(y)], 1)
-    gap = (s * y).sum(1).abs()
-    return found + (away.abs().amax(1) if away.shape[1] else 0.0) + gap
-
-
-def _largest(dual: Tensor, primal: Tensor, scale: Tensor) -> Tensor:
     worst = dual.abs().amax(1) / scale[:, 0]
     if primal.shape[1]:
         worst = torch.maximum(worst, primal.abs().amax(1) / scale[:, 1])

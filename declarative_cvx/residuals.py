@@ -45,14 +45,18 @@ class Residuals:
         """The largest of the four, shape (batch,); NaN where any is NaN."""
         return torch.stack([self.primal, self.dual, self.gap, self.cone]).amax(0)
 
+    def select(self, index: Tensor) -> Residuals:
+        """The residuals of the elements named by an index or mask."""
+        return Residuals(*(getattr(self, name)[index] for name in _NAMES))
+
     def merge(self, other: Residuals, index: Tensor) -> Residuals:
         """These residuals with the elements named by `index` replaced by those of `other`."""
         return Residuals(
-            *(
-                getattr(self, name).index_copy(0, index, getattr(other, name))
-                for name in ("primal", "dual", "gap", "cone")
-            )
+            *(getattr(self, name).index_copy(0, index, getattr(other, name)) for name in _NAMES)
         )
+
+
+_NAMES = ("primal", "dual", "gap", "cone")
 
 
 def _norm(v: Tensor) -> Tensor:

@@ -127,8 +127,7 @@ def _attempt(
     began = time.perf_counter()
     answer = backend.solve(HostProgram.of(program), _point(start, elements))
     x, y, s = (torch.as_tensor(v, device=program.q.device) for v in (answer.x, answer.y, answer.s))
-    x, y, s = _refine(program, answer, x, y, s)
-    found = residuals(program, x, y, s)
+    x, y, s, found = _refine(program, answer, (x, y, s))
     status = _verify(program, answer, found, x, y, max(ACCEPTED, 10 * backend.tol))
     attempt = Attempt(
         backend=backend.name,
@@ -142,18 +141,24 @@ def _attempt(
 
 
 def _refine(
-    program: ConeProgram, answer: Answer, x: Tensor, y: Tensor, s: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Polish what may be solutions; certificates stay as they are."""
+    program: ConeProgram, answer: Answer, came: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Residuals]:
+    """Polish what may be solutions, where that makes them better; certificates stay."""
+    found = residuals(program, *came)
     certificates = (Status.INFEASIBLE, Status.UNBOUNDED)
-    claims = torch.tensor([status not in certificates for status in answer.status])
-    finite = torch.isfinite(torch.cat([x, y, s], 1)).all(1)
-    at = torch.where(claims.to(x.device) & finite)[0]
+    claims = [status not in certificates for status in answer.status]
+    finite = torch.isfinite(torch.cat(came, 1)).all(1)
+    at = torch.where(torch.tensor(claims, device=finite.device) & finite)[0]
     if not len(at) or program.structure.variables + program.structure.rows > LARGE:
-        return x, y, s
-    refined = refine(program.select(at), x[at], y[at], s[at])
-    x, y, s = (old.index_copy(0, at, new) for old, new in zip((x, y, s), refined, strict=True))
-    return x, y, s
+        return *came, found
+    part = program.select(at)
+    refined = refine(part, *(v[at] for v in came))
+    after = residuals(part, *refined)
+    better = after.worst < found.worst[at]
+    x, y, s = (
+        old.index_copy(0, at[better], new[better]) for old, new in zip(came, refined, strict=True)
+    )
+    return x, y, s, found.merge(after.select(better), at[better])
 
 
 def _verify(
