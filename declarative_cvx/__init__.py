@@ -11,10 +11,11 @@ from declarative_cvx.backends import (
     Clarabel,
     Moreau,
 )
-from declarative_cvx.derivative import Derivative, Diffcp, Implicit
+from declarative_cvx.derivative import Derivative, DerivativeReport, Diffcp, Implicit
 from declarative_cvx.errors import (
     BackendError,
     DeclarativeError,
+    IrregularError,
     IrregularWarning,
     MissingBackendError,
     ParameterError,
@@ -40,8 +41,10 @@ __all__ = [
     "DeclarativeError",
     "DeclarativeLayer",
     "Derivative",
+    "DerivativeReport",
     "Diffcp",
     "Implicit",
+    "IrregularError",
     "IrregularWarning",
     "MissingBackendError",
     "Moreau",

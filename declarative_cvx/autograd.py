@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from declarative_cvx.derivative import Derivative
-from declarative_cvx.errors import IrregularWarning
-from declarative_cvx.program import ConeProgram, Structure
+from declarative_cvx.derivative.base import Triple
+from declarative_cvx.derivative.regularity import (
+    INCONSISTENT,
+    REGULAR,
+    WEAKLY_ACTIVE,
+    DerivativeReport,
+    Outputs,
+    assess,
+    data_gradients,
+    weakly_active,
+)
+from declarative_cvx.errors import IrregularError, IrregularWarning
+from declarative_cvx.program import ConeProgram, Structure, matvec
 from declarative_cvx.scaling import Scaling
 from declarative_cvx.solution import ConeSolution
-
-# Relative residual of the adjoint system above which an element's gradient is called irregular.
-REGULAR = 1e-6
 
 
 @dataclass(eq=False)
@@ -30,18 +38,90 @@ class Call:
     solver : callable
         From `ConeProgram` to `ConeSolution`.
     derivative : Derivative
-    solution : ConeSolution
+    outputs : Outputs
+    on_irregular : {"warn", "ignore", "raise"}
+    program : ConeProgram or None
+    solution : ConeSolution or None
         Set by the forward pass.
+    report : DerivativeReport or None
+        Set by the first backward pass, or when it is asked for.
     """
 
     structure: Structure
     solver: Callable[[ConeProgram], ConeSolution]
     derivative: Derivative
-    solution: ConeSolution = field(init=False)
+    outputs: Outputs
+    on_irregular: str
+    program: ConeProgram | None = None
+    solution: ConeSolution | None = None
+    report: DerivativeReport | None = None
+
+    def scaled(self) -> tuple[ConeProgram, Triple, Tensor]:
+        """Program and point in units of size one, solved elements only, and their places."""
+        assert self.program is not None
+        assert self.solution is not None
+        at = torch.where(self.solution.solved)[0]
+        program = self.program.select(at)
+        scaling = Scaling.of(program)
+        found = self.solution
+        point = scaling.point(found.x[at], found.y[at], found.s[at])
+        return scaling.apply(program), point, at
+
+    def assess(self) -> DerivativeReport:
+        """The report of the last backward pass, or one made by probing."""
+        if self.report is None:
+            program, point, at = self.scaled()
+            self.report = self._whole(at, assess(program, point, self.derivative, self.outputs))
+        return self.report
+
+    def record(self, residual: Tensor) -> None:
+        """Take note of a backward pass, and complain of irregular elements.
+
+        Parameters
+        ----------
+        residual : Tensor, shape (batch,)
+            From inside vmap, whose dimension is part of the batch, the worst of several elements
+            for each of them.
+        """
+        program, point, at = self.scaled()
+        assert self.solution is not None
+        residual = residual.repeat(len(self.solution.solved) // max(len(residual), 1))[at]
+        if self.report is None:
+            weak = weakly_active(program, point, self.derivative, self.outputs)
+        else:
+            weak = self.report.weakly_active[at]
+        self.report = self._whole(at, DerivativeReport(residual, weak))
+        irregular = torch.where(~(residual <= REGULAR) | weak)[0]
+        if len(irregular) and self.on_irregular != "ignore":
+            self._complain(at[irregular], residual[irregular], weak[irregular])
+
+    def _whole(self, at: Tensor, part: DerivativeReport) -> DerivativeReport:
+        """A report on the solved elements as one on all."""
+        assert self.solution is not None
+        residual = torch.full_like(self.solution.residuals.primal, torch.nan)
+        weak = torch.zeros_like(self.solution.solved)
+        return DerivativeReport(
+            residual.index_copy(0, at, part.residual), weak.index_copy(0, at, part.weakly_active)
+        )
+
+    def _complain(self, elements: Tensor, residual: Tensor, weak: Tensor) -> None:
+        names = elements.tolist()
+        listed = ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
+        causes = [WEAKLY_ACTIVE] if bool(weak.any()) else []
+        if bool((~weak).any()):
+            causes.append(f"{INCONSISTENT} (relative residual {float(residual.max()):.1e})")
+        text = (
+            f"The solution map has no derivative at {len(names)} element(s) of the batch "
+            f"({listed}): {'; or '.join(causes)}. See layer.solve(...).derivative; "
+            'on_irregular="ignore" silences this, "raise" makes it an error.'
+        )
+        if self.on_irregular == "raise":
+            raise IrregularError(text)
+        warnings.warn(text, IrregularWarning, stacklevel=2)
 
 
 def solve_differentiably(program: ConeProgram, call: Call) -> tuple[Tensor, Tensor, Tensor]:
-    """Solve a batch of cone programs, differentiably.
+    """Solve a batch of cone programs, differentiably, any number of times and in both modes.
 
     Elements that were not solved are NaN and get zero gradient.
 
@@ -49,7 +129,7 @@ def solve_differentiably(program: ConeProgram, call: Call) -> tuple[Tensor, Tens
     ----------
     program : ConeProgram
     call : Call
-        Its `solution` is set.
+        Its `program` and `solution` are set.
 
     Returns
     -------
@@ -67,111 +147,143 @@ class _Solve(torch.autograd.Function):
     def forward(
         P: Tensor, q: Tensor, A: Tensor, b: Tensor, call: Call
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        program = ConeProgram(call.structure, P, q, A, b)
-        call.solution = call.solver(program)
+        program = ConeProgram(call.structure, P, q, A, b).detach()
+        call.program, call.solution = program, call.solver(program)
         solved = call.solution.solved[:, None]
-        x, y, s = (
-            torch.where(solved, v, torch.nan)
-            for v in (call.solution.x, call.solution.y, call.solution.s)
-        )
+        found = call.solution
+        x, y, s = (torch.where(solved, v, torch.nan) for v in (found.x, found.y, found.s))
         return x, y, program.objective(x), s
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        *data, call = inputs
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *data, ctx.call = inputs
         x, y, _, s = output
-        ctx.call = call
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*data, x, y, s)
+        ctx.save_for_forward(*data, x, y, s)
 
     @staticmethod
     def backward(ctx: Any, grad_x: Any, grad_y: Any, grad_objective: Any, grad_s: Any) -> Any:
-        P, q, A, b, *point = ctx.saved_tensors
-        program = ConeProgram(ctx.call.structure, P, q, A, b)
-        solved = ctx.call.solution.solved
-        x, y, s = (torch.where(solved[:, None], v, 0.0) for v in point)
-        grads = _Gradients(program, x, y)
+        node = _Node.of(ctx)
+        total: list[Tensor | None] = [None] * 4
         if any(grad is not None for grad in (grad_x, grad_y, grad_s)):
-            upstream = [
-                torch.zeros_like(v) if grad is None else torch.where(solved[:, None], grad, 0.0)
-                for grad, v in ((grad_x, x), (grad_y, y), (grad_s, s))
-            ]
-            grads.add_implicit(ctx.call.derivative, (x, y, s), tuple(upstream), solved)
+            total = _add(total, node.through_solution((grad_x, grad_y, grad_s)))
         if grad_objective is not None:
-            grads.add_envelope(torch.where(solved, grad_objective, 0.0))
-        return *grads.total, None
+            total = _add(total, node.through_value(grad_objective))
+        shared = (node.program.P, node.program.q, node.program.A, node.program.b)
+        return *(
+            None if grad is None else grad if len(grad) == len(v) else grad.sum(0, keepdim=True)
+            for grad, v in zip(total, shared, strict=True)
+        ), None
+
+    @staticmethod
+    def jvp(ctx: Any, dP: Any, dq: Any, dA: Any, db: Any, _: Any) -> Any:
+        return _Node.of(ctx).tangents(dP, dq, dA, db)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, P: Any, q: Any, A: Any, b: Any, call: Call) -> Any:
+        batch = q.shape[1 if in_dims[1] == 0 else 0]
+        folded = [
+            _fold(value, dim, info.batch_size, batch)
+            for value, dim in zip((P, q, A, b), in_dims[:4], strict=True)
+        ]
+        inner = replace(call)
+        outputs = _Solve.apply(*folded, inner)
+        call.program, call.solution = inner.program, inner.solution
+        return tuple(v.unflatten(0, (info.batch_size, batch)) for v in outputs), (0, 0, 0, 0)
 
 
-class _Gradients:
-    """Gradients with respect to P, q, A and b, summed from their sources."""
+def _fold(value: Tensor, dim: int | None, size: int, batch: int) -> Tensor:
+    """Merge a dimension that vmap added into the batch; shared values stay shared."""
+    if dim is None:
+        if value.shape[0] == 1 and batch != 1:
+            return value
+        value = value.expand(size, *value.shape)
+    else:
+        value = value.movedim(dim, 0)
+    return value.expand(size, batch, value.shape[2]).flatten(0, 1)
 
-    def __init__(self, program: ConeProgram, x: Tensor, y: Tensor) -> None:
-        self.program, self.x, self.y = program, x, y
-        self.total: list[Tensor | None] = [None, None, None, None]
 
-    def add_implicit(
-        self, derivative: Derivative, point: Any, upstream: Any, solved: Tensor
-    ) -> None:
-        """Through the solution: d(P x + q + A'y) and d(A x - b) act like dq and -db."""
-        part, at = self.program, None
-        if not solved.all():
-            at = torch.where(solved)[0]
-            part = part.select(at)
-            point = tuple(v[at] for v in point)
-            upstream = tuple(v[at] for v in upstream)
-        scaling = Scaling.of(part.detach())
-        adjoint = derivative.adjoint(
-            scaling.apply(part), scaling.point(*point), scaling.gradients(*upstream)
+def _add(total: list[Tensor | None], grads: tuple[Tensor, ...]) -> list[Tensor | None]:
+    return [new if old is None else old + new for old, new in zip(total, grads, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Node:
+    """A solved program in the graph; elements that were not solved are zero."""
+
+    call: Call
+    program: ConeProgram
+    point: Triple
+    solved: Tensor  # (batch,)
+
+    @classmethod
+    def of(cls, ctx: Any) -> _Node:
+        P, q, A, b, *point = ctx.saved_tensors
+        solved = ~torch.isnan(point[0]).any(1)
+        x, y, s = (torch.where(solved[:, None], v, 0.0) for v in point)
+        return cls(ctx.call, ConeProgram(ctx.call.structure, P, q, A, b), (x, y, s), solved)
+
+    def through_solution(self, upstream: tuple[Any, Any, Any]) -> tuple[Tensor, ...]:
+        """Gradients of P, q, A, b for gradients of x, y and s."""
+        grads = tuple(
+            torch.zeros_like(v) if grad is None else torch.where(self.solved[:, None], grad, 0.0)
+            for grad, v in zip(upstream, self.point, strict=True)
         )
-        _report(adjoint.residual.detach(), at)
-        q, b = scaling.restore_gradients(adjoint.q, adjoint.b)
-        if at is not None:
-            q = torch.zeros_like(self.x).index_copy(0, at, q)
-            b = torch.zeros_like(self.y).index_copy(0, at, b)
-        rows, cols = self.program.structure.A.index(q.device)
-        P_rows, P_cols = self.program.structure.P.index(q.device)
-        self._add(
-            q[:, P_rows] * self.x[:, P_cols],
-            q,
-            self.y[:, rows] * q[:, cols] - b[:, rows] * self.x[:, cols],
-            b,
+        scaling = Scaling.of(self.program.detach())
+        adjoint = self.call.derivative.adjoint(
+            scaling.apply(self.program), scaling.point(*self.point), scaling.restore(*grads)
         )
+        _Record.apply(adjoint.residual.detach(), self.call)
+        x, y, _ = self.point
+        return data_gradients(self.program, x, y, *scaling.data(adjoint.q, adjoint.b))
 
-    def add_envelope(self, grad: Tensor) -> None:
-        """Through the optimal value: the gradient of the Lagrangian (DDN eq. 10)."""
-        x, y, weight = self.x, self.y, grad[:, None]
-        rows, cols = self.program.structure.A.index(x.device)
-        P_rows, P_cols = self.program.structure.P.index(x.device)
-        self._add(
-            weight * x[:, P_rows] * x[:, P_cols] / 2,
-            weight * x,
-            weight * y[:, rows] * x[:, cols],
-            -weight * y,
+    def through_value(self, grad: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of P, q, A, b for that of the value: those of the Lagrangian (DDN eq. 10)."""
+        x, y, _ = self.point
+        weight = torch.where(self.solved, grad, 0.0)[:, None]
+        P, q, A, b = data_gradients(self.program, x, y, weight * x, -weight * y)
+        # Half of x x', and y x' once: the map above counts y x' from q and from b.
+        return P / 2, q, A / 2, b
+
+    def tangents(self, dP: Any, dq: Any, dA: Any, db: Any) -> tuple[Tensor, ...]:
+        """Changes of x, y, the value and s for changes of P, q, A and b."""
+        x, y, _ = self.point
+        structure = self.program.structure
+        q_change = torch.zeros_like(x) if dq is None else dq
+        b_change = torch.zeros_like(y) if db is None else db
+        value = (q_change * x).sum(1) - (b_change * y).sum(1)
+        if dP is not None:
+            moved = matvec(dP, structure.P, x)
+            q_change, value = q_change + moved, value + (moved * x).sum(1) / 2
+        if dA is not None:
+            moved = matvec(dA, structure.A, x)
+            q_change = q_change + matvec(dA, structure.A, y, transpose=True)
+            b_change, value = b_change - moved, value + (moved * y).sum(1)
+        scaling = Scaling.of(self.program.detach())
+        mask = self.solved[:, None]
+        change = self.call.derivative.tangent(
+            scaling.apply(self.program),
+            scaling.point(*self.point),
+            *scaling.data(torch.where(mask, q_change, 0.0), torch.where(mask, b_change, 0.0)),
         )
-
-    def _add(self, *grads: Tensor) -> None:
-        """Add, summing over the batch where the elements share values."""
-        for position, shared in enumerate((self.program.P, None, self.program.A, None)):
-            grad = grads[position]
-            if shared is not None and shared.shape[0] == 1:
-                grad = grad.sum(0, keepdim=True)
-            known = self.total[position]
-            self.total[position] = grad if known is None else known + grad
+        dx, dy, ds = scaling.restore(*change)
+        return dx, dy, value, ds
 
 
-def _report(residual: Tensor, elements: Tensor | None) -> None:
-    """Warn of elements whose adjoint system has no solution."""
-    irregular = torch.where(~(residual <= REGULAR))[0]
-    if not len(irregular):
-        return
-    worst = float(residual[irregular].max())
-    names = (irregular if elements is None else elements[irregular]).tolist()
-    listed = ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
-    warnings.warn(
-        f"The solution map has no derivative at {len(names)} element(s) of the batch ({listed}): "
-        f"the adjoint system is solved only to a relative residual of {worst:.1e}. The "
-        "least-squares gradient is returned. Typical causes: a constraint that is active with a "
-        "zero multiplier, or a solution that is not unique.",
-        IrregularWarning,
-        stacklevel=2,
-    )
+class _Record(torch.autograd.Function):
+    """Shows a residual to the call, also from inside vmap."""
+
+    @staticmethod
+    def forward(residual: Tensor, call: Call) -> Tensor:
+        call.record(residual)
+        return residual.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        return None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, residual: Tensor, call: Call) -> Any:
+        worst = residual.movedim(in_dims[0], 0).amax(0)
+        return _Record.apply(worst, call), None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -198,6 +198,25 @@ class ParamConeProgram:
             return source.read(y)
         value = source.read(x)
         return value.exp() if self.gp else value
+
+    def pull_back(self, P: Tensor, q: Tensor, A: Tensor, b: Tensor) -> Tensor:
+        """Gradients with respect to the data, each (batch, entries), as those of the parameters.
+
+        Shape (batch, entries): the stacked parameters, then the logarithms of some of them.
+        """
+        grads = {"P": P, "q": q, "A": A, "b": b}
+        parts = [self.maps[name].transposed(grad.T) for name, grad in grads.items()]
+        return torch.stack(parts).sum(0).T[:, :-1]
+
+    def masks(self, variable_ids: Iterable[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """1 where an entry of x, or of y, is read by one of the variables; (n,) and (m,)."""
+        x = torch.zeros(self.structure.variables, dtype=torch.float64, device=device)
+        y = torch.zeros(self.structure.rows, dtype=torch.float64, device=device)
+        for variable_id in variable_ids:
+            source = self.sources[variable_id]
+            read = source.index[source.index >= 0]
+            (y if source.dual else x)[torch.as_tensor(read, device=device)] = 1.0
+        return x, y
 
     def value(self, cone_objective: Tensor, offset: Tensor) -> Tensor:
         """Optimal value of the problem as it was written, shape (batch,)."""

@@ -34,10 +34,15 @@ class SolveError(DeclarativeError, RuntimeError):
     """A solver did not return a verified solution for some element of the batch."""
 
 
+class IrregularError(DeclarativeError, ArithmeticError):
+    """A gradient was asked for where the solution map has no derivative."""
+
+
 class IrregularWarning(UserWarning):
     """A gradient was asked for where the solution map has no derivative.
 
-    The least-squares solution of the adjoint system is returned for such an element.
+    What is returned for such an element is a one-sided derivative (of a constraint that is active
+    with a zero multiplier) or the least-squares solution of the adjoint system.
     """
 
 

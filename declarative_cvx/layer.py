@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import cvxpy as cp
+import torch
 from torch import Tensor, nn
 
 from declarative_cvx.autograd import Call, solve_differentiably
@@ -20,13 +21,11 @@ from declarative_cvx.backends import (
 from declarative_cvx.backends.diffcp import DIFFCP
 from declarative_cvx.canonical import canonicalize
 from declarative_cvx.derivative import DERIVATIVES, Derivative, Diffcp, Implicit
+from declarative_cvx.derivative.regularity import Outputs
 from declarative_cvx.errors import BackendError, SolveError, SpecificationError, nearest
 from declarative_cvx.parameters import Arguments, ParameterSpec, check_arguments
-from declarative_cvx.program import ConeProgram
 from declarative_cvx.solution import ConeSolution, Solution, describe_failures
 from declarative_cvx.specification import classify, require_convex
-
-_ON_FAILURE = ("raise", "nan")
 
 
 class DeclarativeLayer(nn.Module):
@@ -53,6 +52,10 @@ class DeclarativeLayer(nn.Module):
     on_failure : {"raise", "nan"}, optional
         What to do if an element is not solved: raise `SolveError`, or return NaN for it, with
         zero gradient, and full results for the others.
+    on_irregular : {"warn", "ignore", "raise"}, optional
+        What to do in a backward pass at an element where the solution has no derivative:
+        warn (`IrregularWarning`) and return a one-sided or least-squares gradient, return it
+        silently, or raise `IrregularError`.
     warm_start : bool, optional
         Start from the previous call's solution, element by element, with solvers that can.
     solver_args : mapping, optional
@@ -91,6 +94,7 @@ class DeclarativeLayer(nn.Module):
         gp: bool = False,
         optimal_value: bool = False,
         on_failure: str = "raise",
+        on_irregular: str = "warn",
         warm_start: bool = False,
         solver_args: Mapping[str, Any] | None = None,
         verbose: bool = False,
@@ -98,16 +102,15 @@ class DeclarativeLayer(nn.Module):
     ) -> None:
         super().__init__()
         _check_problem(problem, parameters, variables)
-        if on_failure not in _ON_FAILURE:
-            raise SpecificationError(
-                f"on_failure must be one of {_ON_FAILURE}, got {on_failure!r}."
-            )
+        _require_choice("on_failure", on_failure, ("raise", "nan"))
+        _require_choice("on_irregular", on_irregular, ("warn", "ignore", "raise"))
         self.spec = classify(problem, gp)
         require_convex(self.spec, gp)
-        self.on_failure, self.warm_start = on_failure, warm_start
-        self.optimal_value = optimal_value
+        self.on_failure, self.on_irregular = on_failure, on_irregular
+        self.warm_start, self.optimal_value = warm_start, optimal_value
         self._parameters_spec = tuple(ParameterSpec.of(parameter) for parameter in parameters)
-        self._outputs = tuple((variable.id, variable.name()) for variable in variables)
+        self._output_ids = tuple(variable.id for variable in variables)
+        self._output_names = tuple(variable.name() for variable in variables)
         self._canonical = canonicalize(problem, parameters, gp, canon_backend)
         self._solver = solver
         self._solver_args = dict(solver_args or {}, **({"verbose": True} if verbose else {}))
@@ -115,6 +118,7 @@ class DeclarativeLayer(nn.Module):
         self._derivative = self._choose_derivative(derivative)
         self._previous: ConeSolution | None = None
 
+    @torch.compiler.disable  # solvers are not to be traced: torch.compile breaks its graph here
     def forward(
         self,
         *parameters: Tensor,
@@ -152,6 +156,7 @@ class DeclarativeLayer(nn.Module):
             raise SolveError(describe_failures(solution.cone))
         return solution.variables
 
+    @torch.compiler.disable
     def solve(
         self,
         *parameters: Tensor,
@@ -172,34 +177,31 @@ class DeclarativeLayer(nn.Module):
             arguments.values, arguments.batched, batch, arguments.device
         )
         warm = self.warm_start if warm_start is None else warm_start
-        start = self._start_for(program) if warm else None
+        start = self._previous if warm else None
         solver = partial(solve, backends=backends, start=start)
-        call = Call(program.structure, solver, self._derivative)
+        outputs = Outputs(
+            *self._canonical.masks(self._output_ids, arguments.device), self._canonical.pull_back
+        )
+        call = Call(program.structure, solver, self._derivative, outputs, self.on_irregular)
         x, y, objective = solve_differentiably(program, call)
         if warm:
             self._previous = call.solution
         recover = partial(self._recover, arguments, x, y)
         value = _shape_output(arguments, self._canonical.value(objective, offset))
-        outputs = [recover(identity) for identity, _ in self._outputs]
+        variables = [recover(identity) for identity in self._output_ids]
         if self.optimal_value:
-            outputs.append(value)
-        return Solution(tuple(outputs), value, call.solution, recover)
+            variables.append(value)
+        assert call.solution is not None
+        return Solution(tuple(variables), value, call.solution, recover, call.assess)
 
     def extra_repr(self) -> str:
         inputs = ", ".join(f"{spec.name}{list(spec.shape)}" for spec in self._parameters_spec)
-        outputs = ", ".join(name for _, name in self._outputs)
+        outputs = ", ".join(self._output_names)
         solvers = ", ".join(backend.name for backend in self._backends)
         return f"({inputs}) -> ({outputs}), {self.spec.verdict.name}, solver: {solvers}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_previous": None}
-
-    def _start_for(self, program: ConeProgram) -> ConeSolution | None:
-        """The previous solution, if it is one of a batch of the same size on the same device."""
-        previous = self._previous
-        if previous is None or previous.x.shape != program.q.shape:
-            return None
-        return previous if previous.x.device == program.q.device else None
 
     def _recover(self, arguments: Arguments, x: Tensor, y: Tensor, identity: int) -> Tensor:
         return _shape_output(arguments, self._canonical.recover(identity, x, y))
@@ -236,6 +238,11 @@ class DeclarativeLayer(nn.Module):
         if obstacle:
             raise BackendError(f"{obstacle}.")
         return choice
+
+
+def _require_choice(option: str, given: str, choices: tuple[str, ...]) -> None:
+    if given not in choices:
+        raise SpecificationError(f"{option} must be one of {choices}, got {given!r}.")
 
 
 def _shape_output(arguments: Arguments, value: Tensor) -> Tensor:

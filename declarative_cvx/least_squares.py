@@ -1,6 +1,8 @@
-"""Square linear systems that may be singular."""
+"""Batches of square linear systems that may be singular, differentiable any number of times."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,58 +14,80 @@ RANK_TOLERANCE = 1e-11
 
 
 def solve_consistent(matrix: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
-    """Solve square systems that may be singular.
+    """Solve M w = v for every element, whether or not M is singular.
 
     Parameters
     ----------
     matrix : Tensor, shape (batch, k, k)
-    rhs : Tensor, shape (batch, k)
+    rhs : Tensor, shape (batch, k, columns)
 
     Returns
     -------
-    solution : Tensor, shape (batch, k)
+    solution : Tensor, shape (batch, k, columns)
         The solution; the one of least norm where there are many, the least-squares one where
-        there is none.
-    residual : Tensor, shape (batch,)
-        Relative to the right-hand side.
+        there is none. Its derivative is that of a regular system.
+    residual : Tensor, shape (batch, columns)
+        Largest error, relative to the right-hand side; not differentiable.
     """
-    # In units of the right-hand side, so that gradients of 1e-12 and of 1e+12 are treated alike.
-    unit = rhs.detach().abs().amax(1, keepdim=True)
-    unit = torch.where(unit > 0, unit, 1.0)
-    scaled = rhs / unit
-    w, residual = _by_factorisation(matrix, scaled)
-    failed = torch.where(~(residual <= FACTORED))[0]
-    if len(failed):
-        part = _least_squares(matrix[failed], scaled[failed])
-        found = _residual(matrix[failed], part, scaled[failed])
-        worse = found > residual[failed]  # False where the factorisation gave NaN
-        part = torch.where(worse[:, None], w[failed], part)
-        w = w.index_copy(0, failed, part)
-        residual = residual.index_copy(0, failed, torch.fmin(found, residual[failed]))
-    return w * unit, residual
+    return _Solve.apply(matrix, rhs)
 
 
-def _by_factorisation(matrix: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
-    """LU for the elements without a zero pivot; the others get zero and an infinite residual.
+class _Solve(torch.autograd.Function):
+    @staticmethod
+    def forward(matrix: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
+        # In units of the right-hand side, so that gradients of 1e-12 and 1e+12 are treated alike.
+        unit = rhs.abs().amax(1, keepdim=True)
+        unit = torch.where(unit > 0, unit, 1.0)
+        scaled = rhs / unit
+        w = torch.linalg.lu_solve(*torch.linalg.lu_factor_ex(matrix)[:2], scaled)
+        residual = _residual(matrix, w, scaled)
+        failed = torch.where(~(residual <= FACTORED).all(1))[0]
+        if len(failed):
+            part = torch.linalg.pinv(matrix[failed], rtol=RANK_TOLERANCE) @ scaled[failed]
+            found = _residual(matrix[failed], part, scaled[failed])
+            worse = found > residual[failed]  # False where the factorisation gave NaN
+            part = torch.where(worse[:, None], w[failed], part)
+            w = w.index_copy(0, failed, part)
+            residual = residual.index_copy(0, failed, torch.fmin(found, residual[failed]))
+        return w * unit, residual
 
-    Leaving them out, rather than overwriting their NaN, keeps NaN out of second derivatives.
-    """
-    factors, pivots, info = torch.linalg.lu_factor_ex(matrix)
-    if not info.any():
-        w = torch.linalg.lu_solve(factors, pivots, rhs[:, :, None])[:, :, 0]
-        return w, _residual(matrix, w, rhs)
-    regular = torch.where(info == 0)[0]
-    part = torch.linalg.solve(matrix[regular], rhs[regular])
-    found = _residual(matrix[regular], part, rhs[regular])
-    w = torch.zeros_like(rhs).index_copy(0, regular, part)
-    return w, torch.full_like(rhs[:, 0], torch.inf).index_copy(0, regular, found)
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        matrix, _ = inputs
+        w, residual = output
+        ctx.mark_non_differentiable(residual)
+        ctx.save_for_backward(matrix, w)
+        ctx.save_for_forward(matrix, w)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, Tensor]:  # type: ignore[override]
+        matrix, w = ctx.saved_tensors
+        grad_rhs, _ = solve_consistent(matrix.mT, grad)
+        return (-grad_rhs @ w.mT if ctx.needs_input_grad[0] else None), grad_rhs
+
+    @staticmethod
+    def jvp(ctx: Any, matrix_tangent: Any, rhs_tangent: Any) -> Any:  # type: ignore[override]
+        matrix, w = ctx.saved_tensors
+        rhs = torch.zeros_like(w) if rhs_tangent is None else rhs_tangent
+        if matrix_tangent is not None:
+            rhs = rhs - matrix_tangent @ w
+        tangent, residual = solve_consistent(matrix, rhs)
+        return tangent, torch.zeros_like(residual)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, matrix: Tensor, rhs: Tensor) -> Any:  # type: ignore[override]
+        if in_dims[0] is None:  # one factorisation, more columns
+            columns = rhs.movedim(in_dims[1], -1)
+            w, residual = solve_consistent(matrix, columns.flatten(2))
+            shape = columns.shape[2:]
+            return (w.unflatten(2, shape), residual.unflatten(1, shape)), (3, 2)
+        matrix = matrix.movedim(in_dims[0], 0)
+        size = info.batch_size
+        rhs = rhs.expand(size, *rhs.shape) if in_dims[1] is None else rhs.movedim(in_dims[1], 0)
+        w, residual = solve_consistent(matrix.flatten(0, 1), rhs.flatten(0, 1))
+        return (w.unflatten(0, (size, -1)), residual.unflatten(0, (size, -1))), (0, 0)
 
 
 def _residual(matrix: Tensor, w: Tensor, rhs: Tensor) -> Tensor:
-    """Largest error of each system, shape (batch,)."""
-    error = (matrix.detach() @ w.detach()[:, :, None])[:, :, 0] - rhs.detach()
-    return error.abs().amax(1)
-
-
-def _least_squares(matrix: Tensor, rhs: Tensor) -> Tensor:
-    return (torch.linalg.pinv(matrix, rtol=RANK_TOLERANCE) @ rhs[:, :, None])[:, :, 0]
+    """Largest error of each system, shape (batch, columns)."""
+    return (matrix @ w - rhs).abs().amax(1)

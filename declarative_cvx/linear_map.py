@@ -28,6 +28,10 @@ class SparseMap:
         """M @ x for x of shape (cols, batch), float64; the result has shape (rows, batch)."""
         return _Apply.apply(x, self, False)
 
+    def transposed(self, x: Tensor) -> Tensor:
+        """M' @ x for x of shape (rows, batch); the result has shape (cols, batch)."""
+        return _Apply.apply(x, self, True)
+
     def columns(self) -> np.ndarray:
         """Which columns have any entry, bool, shape (cols,)."""
         used = np.zeros(self.shape[1], dtype=bool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
@@ -191,13 +192,40 @@ def check_arguments(specs: Sequence[ParameterSpec], values: Sequence[Tensor]) ->
         for position, (spec, value) in enumerate(zip(specs, values, strict=True))
     )
     batch = _batch_size(specs, values, batched)
-    for position, (spec, value) in enumerate(zip(specs, values, strict=True)):
-        spec.check(position, value)
+    values = [
+        _Checked.apply(value, spec, position)
+        for position, (spec, value) in enumerate(zip(specs, values, strict=True))
+    ]
     dtype = torch.get_default_dtype() if not values else values[0].dtype
     for value in values:
         dtype = torch.promote_types(dtype, value.dtype)
     device = values[0].device if values else torch.device("cpu")
     return Arguments(tuple(values), batched, batch, dtype, device)
+
+
+class _Checked(torch.autograd.Function):
+    """The identity, which looks at values where they can be looked at: also inside vmap."""
+
+    @staticmethod
+    def forward(value: Tensor, spec: ParameterSpec, position: int) -> Tensor:
+        spec.check(position, value)
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        return None
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return grad, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
+        return tangent.view_as(tangent)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, value: Tensor, spec: Any, position: int) -> Any:  # type: ignore[override]
+        return _Checked.apply(value.movedim(in_dims[0], 0), spec, position), 0
 
 
 def _batch_size(

@@ -65,7 +65,8 @@ def _step(
     n = program.structure.variables
     x, z = point[:, :n], point[:, n:]
     matrix = jacobian(program, program.structure.cone.derivative(z))
-    direction, _ = solve_consistent(matrix, torch.cat(residual_map(program, x, z), 1))
+    rhs = torch.cat(residual_map(program, x, z), 1)[:, :, None]
+    direction = solve_consistent(matrix, rhs)[0][:, :, 0]
     best, best_merit = point, merit
     length = 1.0
     for _ in range(MAX_HALVINGS):

@@ -45,29 +45,34 @@ class Scaling:
 
     def apply(self, program: ConeProgram) -> ConeProgram:
         """The program in these units."""
+        q, b = self.data(program.q, program.b)
         return replace(
             program,
             P=program.P * (self.objective * self.primal**2) if program.P.shape[1] else program.P,
-            q=program.q * (self.objective * self.primal),
+            q=q,
             A=program.A * (self.primal / self.slack) if program.A.shape[1] else program.A,
-            b=program.b / self.slack,
+            b=b,
         )
 
     def point(self, x: Tensor, y: Tensor, s: Tensor) -> Point:
         """A point of the original program in these units."""
         return x / self.primal, y * (self.objective * self.slack), s / self.slack
 
-    def gradients(self, x: Tensor, y: Tensor, s: Tensor) -> Point:
-        """Gradients with respect to a point, as those with respect to it in these units."""
-        return x * self.primal, y / (self.objective * self.slack), s * self.slack
-
-    def restore_gradients(self, q: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients with respect to q and b of the scaled program, as those of the original."""
-        return q * (self.objective * self.primal), b / self.slack
-
     def restore(self, x: Tensor, y: Tensor, s: Tensor) -> Point:
-        """A point in these units as one of the original program."""
+        """A point in these units, or a change of it, as one of the original program.
+
+        Also takes gradients with respect to an original point to those with respect to it in
+        these units: the factors are the same.
+        """
         return x * self.primal, y / (self.objective * self.slack), s * self.slack
+
+    def data(self, q: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Values, or changes, of q and b in these units.
+
+        Also takes gradients with respect to q and b in these units to those with respect to the
+        original ones: the factors are the same.
+        """
+        return q * (self.objective * self.primal), b / self.slack
 
 
 def _size(values: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from declarative_cvx.derivative import DerivativeReport
 from declarative_cvx.residuals import Residuals
 from declarative_cvx.status import Status
 
@@ -101,6 +102,10 @@ class Solution:
         That solver's iterations.
     seconds : float
         Wall-clock time of all attempts.
+    derivative : DerivativeReport
+        Whether the outputs have a derivative with respect to the parameters, and how accurately
+        the adjoint system is solved: from the last backward pass, or, before there is one,
+        from a probe when it is asked for.
     cone : ConeSolution
         The solution of the cone program that the problem was turned into.
     """
@@ -109,6 +114,7 @@ class Solution:
     value: Tensor
     cone: ConeSolution
     _recover: Callable[[int], Tensor]
+    _assess: Callable[[], DerivativeReport]
 
     def __getitem__(self, variable: object) -> Tensor:
         return self._recover(variable.id)  # type: ignore[attr-defined]
@@ -116,6 +122,10 @@ class Solution:
     @property
     def status(self) -> tuple[Status, ...]:
         return tuple(Status(code) for code in self.cone.status.tolist())
+
+    @property
+    def derivative(self) -> DerivativeReport:
+        return self._assess()
 
     @property
     def residuals(self) -> Residuals:

@@ -78,7 +78,8 @@ def solve(
     backends : sequence of Backend
         Each able to take the program.
     start : ConeSolution, optional
-        Where to start, element by element; elements it did not solve start cold.
+        Where to start, element by element; elements it did not solve start cold. One of another
+        batch size or on another device is ignored.
 
     Returns
     -------
@@ -88,6 +89,8 @@ def solve(
     program = program.detach()
     scaling = Scaling.of(program)
     program = scaling.apply(program)
+    if start is not None and (start.x.shape, start.x.device) != (program.q.shape, program.q.device):
+        start = None
     if start is not None:
         x, y, s = scaling.point(start.x, start.y, start.s)
         start = replace(start, x=x, y=y, s=s)

@@ -10,6 +10,11 @@ from torch import Tensor
 
 from declarative_cvx.cones import exponential, power, second_order, semidefinite
 
+# How close to a kink counts as on it, relative to the largest entry, and how large a change of an
+# entry of DΠ across that distance counts as a jump.
+KINK_MARGIN = 1e-9
+KINK_JUMP = 0.1
+
 KINDS = ("zero", "nonneg", "soc", "psd", "exp", "power")
 
 
@@ -106,6 +111,39 @@ class Cone:
         blocks = [(group.index, group.derivative(z)) for group in self._groups(z.device)]
         return ConeDerivative(diagonal, blocks)
 
+    def centre(self, like: Tensor) -> Tensor:
+        """A point in the interior of K and of K* (zero on the zero cone), shape (m,)."""
+        out = torch.zeros(self.rows, dtype=like.dtype, device=like.device)
+        out[self.slice_of("nonneg")] = 1.0
+        for group in self._groups(like.device):
+            out[group.index] = group.centre(like)
+        return out
+
+    def kinked(self, z: Tensor) -> Tensor:
+        """Whether the projection has a kink near z, where DΠ jumps: bool, shape (batch,).
+
+        Near means within `KINK_MARGIN` of the size of z, along the line through the centre.
+        """
+        if not self.rows:
+            return torch.zeros(z.shape[0], dtype=torch.bool, device=z.device)
+        margin = self.kink_margin(z)
+        rows = self.slice_of("nonneg")
+        near = (z[:, rows].abs() <= margin).any(1)
+        groups = self._groups(z.device)
+        if not groups:
+            return near
+        shift = margin * self.centre(z)
+        both = torch.cat([z + shift, z - shift])
+        for group in groups:
+            above, below = group.derivative(both).chunk(2)
+            near = near | ((above - below).abs() > KINK_JUMP).flatten(1).any(1)
+        return near
+
+    @staticmethod
+    def kink_margin(z: Tensor) -> Tensor:
+        """Distance from z that counts as near, shape (batch, 1)."""
+        return (KINK_MARGIN * z.abs().amax(1, keepdim=True)).clamp(min=KINK_MARGIN**2)
+
     def _groups(self, device: torch.device) -> tuple[_Group, ...]:
         return _groups(self, device)
 
@@ -123,6 +161,14 @@ class _Group:
 
     def derivative(self, z: Tensor) -> Tensor:  # (batch, m) -> (batch, cones, dim, dim)
         return _derivative(self.kind, z[:, self.index], self.alpha)
+
+    def centre(self, like: Tensor) -> Tensor:  # -> (dim,)
+        dim = self.index.shape[1]
+        if self.kind == "psd":
+            eye = torch.eye(semidefinite.order_of(dim), dtype=like.dtype, device=like.device)
+            return semidefinite.to_vector(eye)
+        values = {"soc": [1.0] + [0.0] * (dim - 1), "exp": [-1.0, 1.0, 1.0]}
+        return like.new_tensor(values.get(self.kind, [1.0, 1.0, 0.0]))
 
 
 def _project(kind: str, v: Tensor, alpha: Tensor | None) -> Tensor:

@@ -1,4 +1,8 @@
-"""What a derivative of the solution map is: one method, whoever found the solution."""
+"""What a derivative of the solution map is, whoever found the solution.
+
+At a solution (x, y) a change of P acts like the change dP x of q, and a change of A like the
+changes dA'y of q and -dA x of b. So q and b are all that a derivative has to deal with.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from declarative_cvx.errors import BackendError
 from declarative_cvx.program import ConeProgram, Structure
+
+Triple = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Adjoint:
-    """Gradients with respect to q and b, from which those of P and A follow.
-
-    At a solution (x, y) a change of P acts like the change dP x of q, and a change of A like the
-    changes dA'y of q and -dA x of b. So q and b are all that has to be solved for.
+    """Gradients of a loss with respect to q and b.
 
     Attributes
     ----------
@@ -41,12 +45,7 @@ class Derivative(ABC):
         return None
 
     @abstractmethod
-    def adjoint(
-        self,
-        program: ConeProgram,
-        point: tuple[Tensor, Tensor, Tensor],
-        grads: tuple[Tensor, Tensor, Tensor],
-    ) -> Adjoint:
+    def adjoint(self, program: ConeProgram, point: Triple, grads: Triple) -> Adjoint:
         """Apply the transposed derivative.
 
         Parameters
@@ -61,3 +60,10 @@ class Derivative(ABC):
         -------
         Adjoint
         """
+
+    def tangent(self, program: ConeProgram, point: Triple, dq: Tensor, db: Tensor) -> Triple:
+        """Apply the derivative itself: the change of (x, y, s) for changes of q and b."""
+        raise BackendError(
+            f"derivative={self.name!r} has no forward mode; use reverse mode (backward, jacrev, "
+            'vjp) or derivative="implicit".'
+        )

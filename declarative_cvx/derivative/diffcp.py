@@ -8,14 +8,13 @@ from typing import Any, ClassVar
 import numpy as np
 import scipy.sparse as sp
 import torch
-from torch import Tensor
 
-from declarative_cvx.derivative.base import Adjoint, Derivative
+from declarative_cvx.derivative.base import Adjoint, Derivative, Triple
 from declarative_cvx.epigraph import Epigraph
 from declarative_cvx.host import Element, HostProgram
 from declarative_cvx.program import ConeProgram, Structure
 
-_Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
+_Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,7 @@ class Diffcp(Derivative):
             return 'diffcp has no derivative for the power cone; use derivative="implicit"'
         return None
 
-    def adjoint(
-        self,
-        program: ConeProgram,
-        point: tuple[Tensor, Tensor, Tensor],
-        grads: tuple[Tensor, Tensor, Tensor],
-    ) -> Adjoint:
+    def adjoint(self, program: ConeProgram, point: Triple, grads: Triple) -> Adjoint:
         host = HostProgram.of(program)
         x, y, s = (v.detach().cpu().numpy() for v in point)
         grad_x, grad_y, grad_s = (g.detach().cpu().numpy() for g in grads)
@@ -57,7 +51,7 @@ class Diffcp(Derivative):
         return Adjoint(q, b, residual)
 
 
-def _adjoint_element(element: Element, point: _Triple, grads: _Triple) -> _Triple:
+def _adjoint_element(element: Element, point: _Arrays, grads: _Arrays) -> _Arrays:
     """Gradients with respect to q and b, and the residual, for one program."""
     if element.P.nnz == 0:
         return _adjoint_linear(element, point, grads)
@@ -73,7 +67,7 @@ def _adjoint_element(element: Element, point: _Triple, grads: _Triple) -> _Tripl
     return q[:-1], epigraph.drop_rows(b), residual
 
 
-def _adjoint_linear(element: Element, point: _Triple, grads: _Triple) -> _Triple:
+def _adjoint_linear(element: Element, point: _Arrays, grads: _Arrays) -> _Arrays:
     """The same for a program with a linear objective, by diffcp's dense linear system."""
     from diffcp import _diffcp
 

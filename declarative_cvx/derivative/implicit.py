@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from declarative_cvx.derivative.base import Adjoint, Derivative
+from declarative_cvx.derivative.base import Adjoint, Derivative, Triple
 from declarative_cvx.least_squares import solve_consistent
 from declarative_cvx.optimality import jacobian
 from declarative_cvx.program import ConeProgram
@@ -22,21 +22,26 @@ class Implicit(Derivative):
     singular although the derivative exists (epigraph variables of inactive constraints, dependent
     rows). The adjoint system J'w = v is then consistent and its minimum-norm solution exact.
     Where it is inconsistent the derivative does not exist, the least-squares solution is
-    returned, and the residual says so.
+    returned, and the residual says so. It can be differentiated any number of times.
     """
 
     name: ClassVar[str] = "implicit"
 
-    def adjoint(
-        self,
-        program: ConeProgram,
-        point: tuple[Tensor, Tensor, Tensor],
-        grads: tuple[Tensor, Tensor, Tensor],
-    ) -> Adjoint:
+    def adjoint(self, program: ConeProgram, point: Triple, grads: Triple) -> Adjoint:
         _, y, s = point
         grad_x, grad_y, grad_s = grads
         n = program.structure.variables
         projection = program.structure.cone.derivative(s - y)
         rhs = torch.cat([grad_x, projection.matvec(grad_y + grad_s) - grad_y], 1)
-        w, residual = solve_consistent(jacobian(program, projection).mT, rhs)
-        return Adjoint(q=-w[:, :n], b=w[:, n:], residual=residual)
+        w, residual = solve_consistent(jacobian(program, projection).mT, rhs[:, :, None])
+        return Adjoint(q=-w[:, :n, 0], b=w[:, n:, 0], residual=residual[:, 0])
+
+    def tangent(self, program: ConeProgram, point: Triple, dq: Tensor, db: Tensor) -> Triple:
+        _, y, s = point
+        n = program.structure.variables
+        projection = program.structure.cone.derivative(s - y)
+        rhs = torch.cat([-dq, db], 1)[:, :, None]
+        change = solve_consistent(jacobian(program, projection), rhs)[0][:, :, 0]
+        dz = change[:, n:]
+        ds = projection.matvec(dz)
+        return change[:, :n], ds - dz, ds
