@@ -197,7 +197,7 @@ class DeclarativeLayer(nn.Module):
     def extra_repr(self) -> str:
         inputs = ", ".join(f"{spec.name}{list(spec.shape)}" for spec in self._parameters_spec)
         outputs = ", ".join(self._output_names)
-        solvers = ", ".join(backend.name for backend in self._backends)
+        solvers = ", ".join(dict.fromkeys(backend.name for backend in self._backends))
         return f"({inputs}) -> ({outputs}), {self.spec.verdict.name}, solver: {solvers}"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class DeclarativeLayer(nn.Module):
         else:
             backend = backend_named(solver, options)
         require_capable(backend, structure)
-        return (backend,)
+        return backend.stages(structure)
 
     def _choose_derivative(self, choice: str | Derivative) -> Derivative:
         if choice == "auto":

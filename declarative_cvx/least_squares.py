@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 FACTORED = 1e-9
 # Singular values below this multiple of the largest count as zero.
 RANK_TOLERANCE = 1e-11
+# Order from which systems on the CPU are factorised one at a time.
+LARGE = 128
 
 
 def solve_consistent(matrix: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,11 +42,11 @@ class _Solve(torch.autograd.Function):
         unit = rhs.abs().amax(1, keepdim=True)
         unit = torch.where(unit > 0, unit, 1.0)
         scaled = rhs / unit
-        w = torch.linalg.lu_solve(*torch.linalg.lu_factor_ex(matrix)[:2], scaled)
+        w = _each(_factor_and_solve, matrix, scaled)
         residual = _residual(matrix, w, scaled)
         failed = torch.where(~(residual <= FACTORED).all(1))[0]
         if len(failed):
-            part = torch.linalg.pinv(matrix[failed], rtol=RANK_TOLERANCE) @ scaled[failed]
+            part = _each(_least_norm, matrix[failed], scaled[failed])
             found = _residual(matrix[failed], part, scaled[failed])
             worse = found > residual[failed]  # False where the factorisation gave NaN
             part = torch.where(worse[:, None], w[failed], part)
@@ -86,6 +89,26 @@ class _Solve(torch.autograd.Function):
         rhs = rhs.expand(size, *rhs.shape) if in_dims[1] is None else rhs.movedim(in_dims[1], 0)
         w, residual = solve_consistent(matrix.flatten(0, 1), rhs.flatten(0, 1))
         return (w.unflatten(0, (size, -1)), residual.unflatten(0, (size, -1))), (0, 0)
+
+
+def _factor_and_solve(matrix: Tensor, rhs: Tensor) -> Tensor:
+    factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
+    return torch.linalg.lu_solve(factors, pivots, rhs)
+
+
+def _least_norm(matrix: Tensor, rhs: Tensor) -> Tensor:
+    return torch.linalg.pinv(matrix, rtol=RANK_TOLERANCE) @ rhs
+
+
+def _each(method: Callable[[Tensor, Tensor], Tensor], matrix: Tensor, rhs: Tensor) -> Tensor:
+    """Apply a method to a batch of systems, at once or, on the CPU, one large one at a time.
+
+    Large systems keep all cores busy one by one. Batched factorisations of them run LAPACK from
+    several threads at once, which some builds of MKL do not survive (orders from about 200 on).
+    """
+    if matrix.device.type != "cpu" or matrix.shape[1] < LARGE or len(matrix) < 2:
+        return method(matrix, rhs)
+    return torch.stack([method(m, v) for m, v in zip(matrix, rhs, strict=True)])
 
 
 def _residual(matrix: Tensor, w: Tensor, rhs: Tensor) -> Tensor:

@@ -75,11 +75,11 @@ class Sparsity:
 def to_dense(values: Tensor, sparsity: Sparsity) -> Tensor:
     """Stored entries (batch, nnz) to matrices (batch, rows, cols)."""
     if sparsity.is_full():
-        return values.reshape(-1, *sparsity.shape)
+        return values.reshape(values.shape[0], *sparsity.shape)
     rows, cols = sparsity.index(values.device)
     out = values.new_zeros((values.shape[0], sparsity.shape[0] * sparsity.shape[1]))
     out = out.index_copy(1, rows * sparsity.shape[1] + cols, values)
-    return out.reshape(-1, *sparsity.shape)
+    return out.reshape(values.shape[0], *sparsity.shape)
 
 
 def matvec(values: Tensor, sparsity: Sparsity, v: Tensor, transpose: bool = False) -> Tensor:

@@ -83,7 +83,10 @@ def residuals(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> Residual
     Returns
     -------
     Residuals
+        NaN for points that are not finite.
     """
+    finite = torch.isfinite(torch.cat([x, y, s], 1)).all(1)
+    x, y, s = (torch.where(finite[:, None], v, 0.0) for v in (x, y, s))
     cone = program.structure.cone
     Px, Ax, Aty = program.P_times(x), program.A_times(x), program.At_times(y)
     xPx, qx, by = (x * Px).sum(1), (x * program.q).sum(1), (y * program.b).sum(1)
@@ -92,15 +95,16 @@ def residuals(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> Residual
     # scale meaningful where the terms cancel to zero at the solution.
     P_size, A_size, x_size = _norm(program.P), _norm(program.A), _norm(x)
     primal_terms = (A_size * x_size, _norm(s), _norm(program.b))
-    return Residuals(
-        primal=_ratio(_norm(Ax + s - program.b), *primal_terms),
-        dual=_ratio(_norm(Px + program.q + Aty), P_size * x_size, A_size * _norm(y),
+    found = (
+        _ratio(_norm(Ax + s - program.b), *primal_terms),
+        _ratio(_norm(Px + program.q + Aty), P_size * x_size, A_size * _norm(y),
                     _norm(program.q)),
-        gap=_ratio((xPx + qx + by).abs(), xPx.abs(), qx.abs(), by.abs()),
-        cone=torch.maximum(
+        _ratio((xPx + qx + by).abs(), xPx.abs(), qx.abs(), by.abs()),
+        torch.maximum(
             _ratio(_norm(s_error), *primal_terms), _ratio(_norm(y_error), _norm(y))
         ),
     )  # fmt: skip
+    return Residuals(*(torch.where(finite, violation, torch.nan) for violation in found))
 
 
 def infeasibility(program: ConeProgram, y: Tensor) -> Tensor:
@@ -117,6 +121,7 @@ def infeasibility(program: ConeProgram, y: Tensor) -> Tensor:
         Violation relative to -b'y, in the units of A and b; infinite where b'y >= 0. A value
         of 1e-6 shows that a feasible x, if there were one, would be larger than 1e6.
     """
+    y = torch.where(torch.isfinite(y).all(1, keepdim=True), y, 0.0)  # no certificate
     gain = -(y * program.b).sum(1) / _norm(program.b).clamp(min=torch.finfo(y.dtype).tiny)
     dual_cone = program.structure.cone.project_dual(y)
     return _certificate(gain, _norm(program.At_times(y)) / _size(program.A), _norm(y - dual_cone))
@@ -135,6 +140,7 @@ def unboundedness(program: ConeProgram, x: Tensor) -> Tensor:
     Tensor, shape (batch,)
         Violation relative to -q'x, in the units of P, A and q; infinite where q'x >= 0.
     """
+    x = torch.where(torch.isfinite(x).all(1, keepdim=True), x, 0.0)  # no certificate
     gain = -(x * program.q).sum(1) / _norm(program.q).clamp(min=torch.finfo(x.dtype).tiny)
     slack = -program.A_times(x)
     slack_error = _norm(slack - program.structure.cone.project(slack)) / _size(program.A)

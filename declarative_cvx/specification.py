@@ -167,6 +167,8 @@ def _why(culprit: cp.Expression, gp: bool) -> str:
         return "which combines variables in both arguments"
     if isinstance(culprit, DivExpression) and pure:
         return f"which divides by parameter {names}: make the reciprocal a Parameter"
+    if any(arg.parameters() and arg.variables() for arg in culprit.args) and pure:
+        return f"which multiplies parameters {names}"
     if pure and not pure[0].is_affine():
         return f"which multiplies by `{pure[0]}`, a nonlinear function of parameter {names}"
     if pure and isinstance(culprit, (multiply, MulExpression)):
@@ -176,7 +178,7 @@ def _why(culprit: cp.Expression, gp: bool) -> str:
         )
     if pure:
         return f"which applies {atom} to parameter {names}"
-    if len(culprit.parameters()) and all(arg.variables() for arg in culprit.args):
+    if culprit.parameters() and all(arg.variables() for arg in culprit.args):
         return f"which applies {atom} to an expression in parameter {names}"
     return f"to which the rules of {atom} give no curvature"
 

@@ -35,7 +35,7 @@ def _bisect(rising: Callable[[mpf], bool], low: mpf, high: mpf) -> mpf:
 
 
 def _onto_ray(v: Point, ray: tuple[mpf, mpf, mpf]) -> Point:
-    length = sum(a * b for a, b in zip(v, ray)) / sum(a * a for a in ray)
+    length = sum(a * b for a, b in zip(v, ray, strict=True)) / sum(a * a for a in ray)
     return [length * a for a in ray]
 
 
@@ -186,7 +186,9 @@ def _size(v: Tensor) -> Tensor:
 
 def _exact_error(p: Tensor, exact: Point, size: float) -> float:
     with mpmath.workdps(DIGITS):
-        return float(max(abs(mpf(a) - b) for a, b in zip(p.tolist(), exact)) / mpf(size))
+        return float(
+            max(abs(mpf(a) - b) for a, b in zip(p.tolist(), exact, strict=True)) / mpf(size)
+        )
 
 
 def _is_near(p: Tensor, parameters: tuple[Tensor, ...], polar: bool) -> bool:
@@ -231,7 +233,7 @@ def test_derivative_agrees_with_differences_of_50_digits(
         arguments = [q[i].item() for q in parameters]
         centre = [mpf(c) for c in v[i].tolist()]
         exact = reference(centre, *arguments)
-        normal = max(abs(a - b) for a, b in zip(exact, centre))
+        normal = max(abs(a - b) for a, b in zip(exact, centre, strict=True))
         # Within rounding of a kink either side is right.
         if min(abs(c) for c in centre) < 1e-15:
             continue
@@ -244,7 +246,9 @@ def test_derivative_agrees_with_differences_of_50_digits(
                 ahead, behind = list(centre), list(centre)
                 ahead[k] += step
                 behind[k] -= step
-                ends = zip(reference(ahead, *arguments), exact, reference(behind, *arguments))
+                ends = zip(
+                    reference(ahead, *arguments), exact, reference(behind, *arguments), strict=True
+                )
                 slopes = [((a - c) / step, (c - b) / step) for a, c, b in ends]
                 kink = kink or any(abs(right - left) > 1e-6 for right, left in slopes)
                 columns.append([(right + left) / 2 for right, left in slopes])
@@ -477,5 +481,6 @@ def test_cuda_agrees_with_cpu(cone: Any, points: Any, reference: Any) -> None:
     arguments = (v, *arguments[1:])
     moved = [a.cuda() for a in arguments]
     p, matrices = cone.project(*moved), cone.derivative(*moved)
-    assert p.is_cuda and matrices.is_cuda
+    assert p.is_cuda
+    assert matrices.is_cuda
     torch.testing.assert_close(p.cpu(), cone.project(*arguments), rtol=0, atol=2e-15)

@@ -11,6 +11,7 @@ import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -74,6 +75,19 @@ class Answer:
     said: list[str]
     iterations: list[int]
 
+    @classmethod
+    def failure(cls, program: HostProgram, said: str) -> Answer:
+        """The answer of a solver that raised an error on a whole batch."""
+        batch = program.batch
+        return cls(
+            x=np.full_like(program.q, np.nan),
+            y=np.full_like(program.b, np.nan),
+            s=np.full_like(program.b, np.nan),
+            status=[Status.NUMERICAL_ERROR] * batch,
+            said=[said] * batch,
+            iterations=[0] * batch,
+        )
+
 
 @dataclass(frozen=True)
 class Point:
@@ -82,6 +96,10 @@ class Point:
     x: np.ndarray
     y: np.ndarray
     s: np.ndarray
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, Real) and float(value) > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +142,15 @@ class Backend(ABC):
 
     def __post_init__(self) -> None:
         self.require_installed()
-        if not self.tol > 0:
-            raise self.refusal(f"tol must be positive, got {self.tol!r}")
-        if self.max_iters is not None and self.max_iters < 1:
-            raise self.refusal(f"max_iters must be at least 1, got {self.max_iters!r}")
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise self.refusal(f"time_limit must be positive seconds, got {self.time_limit!r}")
+        if not _is_positive(self.tol):
+            raise self.refusal(f"tol must be a positive number, got {self.tol!r}")
+        limit = self.max_iters
+        if limit is not None and not (isinstance(limit, Integral) and limit >= 1):
+            raise self.refusal(f"max_iters must be an integer of at least 1, got {limit!r}")
+        if self.time_limit is not None and not _is_positive(self.time_limit):
+            raise self.refusal(
+                f"time_limit must be a positive number of seconds, got {self.time_limit!r}"
+            )
         native = self.native_settings()
         for option in self.settings:
             if option not in native:
@@ -193,6 +214,10 @@ class Backend(ABC):
         if missing:
             return f"{self.name} has no {' or '.join(sorted(missing))} cone"
         return None
+
+    def stages(self, structure: Structure) -> tuple[Backend, ...]:
+        """The methods that this choice stands for, in the order in which they are tried."""
+        return (self,)
 
     @abstractmethod
     def solve(self, program: HostProgram, start: Point | None = None) -> Answer:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.backends.base import Answer, Backend, Point
-from declarative_cvx.backends.table import BACKENDS, installed
+from declarative_cvx.backends.table import installed
 from declarative_cvx.errors import BackendError, nearest
 from declarative_cvx.host import HostProgram
 from declarative_cvx.program import ConeProgram, Structure
@@ -51,7 +51,8 @@ def automatic(
             )
     available = installed()
     candidates = [available[name](**options or {}) for name in names if name in available]
-    return tuple(backend for backend in candidates if backend.obstacle(structure) is None)
+    able = [backend for backend in candidates if backend.obstacle(structure) is None]
+    return tuple(stage for backend in able for stage in backend.stages(structure))
 
 
 def require_capable(backend: Backend, structure: Structure) -> None:
@@ -59,11 +60,7 @@ def require_capable(backend: Backend, structure: Structure) -> None:
     obstacle = backend.obstacle(structure)
     if obstacle is None:
         return
-    able = [
-        name
-        for name, cls in BACKENDS.items()
-        if structure.cone.kinds <= cls.capabilities.cones and name != backend.name
-    ]
+    able = [name for name, cls in installed().items() if cls().obstacle(structure) is None]
     raise BackendError(f"{obstacle}, which this problem needs. Solvers that do: {', '.join(able)}.")
 
 
@@ -128,7 +125,11 @@ def _attempt(
 ) -> ConeSolution:
     """One solver's verified work on the program; `elements` are its places in the whole batch."""
     began = time.perf_counter()
-    answer = backend.solve(HostProgram.of(program), _point(start, elements))
+    host = HostProgram.of(program)
+    try:
+        answer = backend.solve(host, _point(start, elements))
+    except Exception as error:  # whatever a solver raises must not cost the next one its turn
+        answer = Answer.failure(host, f"{error!r}")
     x, y, s = (torch.as_tensor(v, device=program.q.device) for v in (answer.x, answer.y, answer.s))
     x, y, s, found = _refine(program, answer, (x, y, s))
     status = _verify(program, answer, found, x, y, max(ACCEPTED, 10 * backend.tol))

@@ -64,6 +64,13 @@ class ElementwiseBackend(Backend):
         )
 
     def _solve_element(self, element: Element, start: Point | None) -> One:
+        try:
+            return self._solve_form(element, start)
+        except Exception as error:  # whatever a solver raises must not cost the others
+            return One(None, None, None, Status.NUMERICAL_ERROR, f"{error!r}", 0)
+
+    def _solve_form(self, element: Element, start: Point | None) -> One:
+        """Solve in the form that the solver takes: with a quadratic objective or without."""
         if self.capabilities.quadratic or element.P.nnz == 0:
             return self.solve_one(element, start)
         epigraph = Epigraph.of(element)

@@ -25,8 +25,8 @@ _STATUS = {
 }
 _METHODS = ("auto", "interior_point", "active_set")
 _TOLERANCES = ("tol_gap_abs", "tol_gap_rel", "tol_feas")
-# Sizes up to which the active-set method is tried first.
-_ACTIVE_SET_VARIABLES = 500
+# Size up to which the active-set method is tried first.
+ACTIVE_SET_VARIABLES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,8 @@ class Moreau(Backend):
     Attributes
     ----------
     method : {"auto", "interior_point", "active_set"}
-        "auto" tries the active-set method on small quadratic programs, and sends the elements
-        that it does not solve to the interior-point method.
+        "auto" tries the active-set method on small quadratic programs; elements that it does not
+        solve go to the interior-point method.
     device : {"cpu", "cuda"}
         "cuda" needs the package ``moreau[cuda]``.
     """
@@ -75,26 +75,25 @@ class Moreau(Backend):
     def obstacle(self, structure: Structure) -> str | None:
         if any(dim < 2 for dim in structure.cone.soc):
             return "Moreau has no second-order cone of dimension 1"
+        if self.method == "active_set" and not structure.rows:
+            return "Moreau's active-set method needs a constraint"
         if self.method == "active_set" and not structure.cone.kinds <= {"zero", "nonneg"}:
             return "Moreau's active-set method takes equalities and inequalities only"
         return super().obstacle(structure)
 
+    def stages(self, structure: Structure) -> tuple[Backend, ...]:
+        if self.method != "auto":
+            return (self,)
+        interior_point = replace(self, method="interior_point")
+        active_set = replace(self, method="active_set")
+        small = structure.variables <= ACTIVE_SET_VARIABLES
+        small &= structure.rows <= max(ACTIVE_SET_VARIABLES, 2 * structure.variables)
+        quadratic = structure.P.nnz > 0
+        if small and quadratic and active_set.obstacle(structure) is None:
+            return (active_set, interior_point)
+        return (interior_point,)
+
     def solve(self, program: HostProgram, start: Point | None = None) -> Answer:
-        if self.method == "interior_point" or not self._suits_active_set(program.structure):
-            return self._run(program, "ipm", start)
-        answer = self._run(program, "active_set", start)
-        failed = [i for i, status in enumerate(answer.status) if status is not Status.OPTIMAL]
-        if self.method == "active_set" or not failed:
-            return answer
-        return _replace(answer, failed, self._run(_select(program, failed), "ipm", None))
-
-    def _suits_active_set(self, structure: Structure) -> bool:
-        polyhedral = structure.cone.kinds <= {"zero", "nonneg"}
-        small = structure.variables <= _ACTIVE_SET_VARIABLES
-        small &= structure.rows <= max(_ACTIVE_SET_VARIABLES, 2 * structure.variables)
-        return self.method == "active_set" or (polyhedral and small and structure.P.nnz > 0)
-
-    def _run(self, program: HostProgram, method: str, start: Point | None) -> Answer:
         import moreau
 
         structure = program.structure
@@ -108,10 +107,11 @@ class Moreau(Backend):
             A_row_offsets=A.row_offsets,
             A_col_indices=A.cols,
             cones=_cones(structure.cone),
-            settings=self._options(method, program.batch),
+            settings=self._options(program.batch),
         )
-        solver.setup(_shared(program.P), _shared(program.A[:, entries]))
-        warm = _warm_start(start, order) if start is not None and method == "ipm" else None
+        solver.setup(*_values(program.P, program.A[:, entries]))
+        interior_point = self.method != "active_set"
+        warm = _warm_start(start, order) if start is not None and interior_point else None
         found = solver.solve(program.q, program.b[:, order], warm_start=warm)
         y, s = np.empty_like(program.b), np.empty_like(program.b)
         y[:, order], s[:, order] = found.z, found.s
@@ -125,7 +125,7 @@ class Moreau(Backend):
             iterations=[int(i) for i in np.atleast_1d(solver.info.iterations)],
         )
 
-    def _options(self, method: str, batch: int) -> Any:
+    def _options(self, batch: int) -> Any:
         import moreau
 
         settings: dict[str, Any] = {}
@@ -135,7 +135,7 @@ class Moreau(Backend):
             settings["time_limit"] = self.time_limit
         tolerances = dict.fromkeys(_TOLERANCES, self.tol)
         return moreau.Settings(
-            solver=method,
+            solver="active_set" if self.method == "active_set" else "ipm",
             device=self.device,
             batch_size=batch,
             verbose=self.verbose,
@@ -166,9 +166,15 @@ def _permute_rows(sparsity: Sparsity, order: np.ndarray) -> tuple[Sparsity, np.n
     return Sparsity(sparsity.shape, rows[entries], sparsity.cols[entries]), entries
 
 
-def _shared(values: np.ndarray) -> np.ndarray:
-    """Values with their batch dimension dropped where all elements share them."""
-    return values[0] if values.shape[0] == 1 else values
+def _values(P: np.ndarray, A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values of P and A: without a batch dimension if all elements share both."""
+    if len(P) == len(A) == 1:
+        return P[0], A[0]
+    batch = max(len(P), len(A))
+    return (
+        np.ascontiguousarray(np.broadcast_to(P, (batch, P.shape[1]))),
+        np.ascontiguousarray(np.broadcast_to(A, (batch, A.shape[1]))),
+    )
 
 
 def _warm_start(start: Point, order: np.ndarray) -> Any:
@@ -178,21 +184,3 @@ def _warm_start(start: Point, order: np.ndarray) -> Any:
     if not np.isfinite(start.x).all():
         return None
     return moreau.BatchedWarmStart(x=start.x, z=start.y[:, order], s=start.s[:, order])
-
-
-def _select(program: HostProgram, elements: list[int]) -> HostProgram:
-    def take(values: np.ndarray) -> np.ndarray:
-        return values if values.shape[0] == 1 < program.batch else values[elements]
-
-    return replace(
-        program, P=take(program.P), q=program.q[elements], A=take(program.A), b=program.b[elements]
-    )
-
-
-def _replace(answer: Answer, elements: list[int], better: Answer) -> Answer:
-    for name in ("x", "y", "s"):
-        getattr(answer, name)[elements] = getattr(better, name)
-    for name in ("status", "said", "iterations"):
-        for i, value in zip(elements, getattr(better, name), strict=True):
-            getattr(answer, name)[i] = value
-    return answer

@@ -83,6 +83,8 @@ class OSQP(ElementwiseBackend):
         options: dict[str, Any] = {
             "eps_abs": self.tol,
             "eps_rel": self.tol,
+            "eps_prim_inf": self.tol,
+            "eps_dual_inf": self.tol,
             "max_iter": self.max_iters or 100_000,
             "verbose": self.verbose,
             "polishing": True,

@@ -9,6 +9,7 @@ from declarative_cvx.backends.base import Capabilities, Point
 from declarative_cvx.backends.elementwise import ElementwiseBackend, One
 from declarative_cvx.cones import KINDS, Cone
 from declarative_cvx.host import Element
+from declarative_cvx.program import Structure
 from declarative_cvx.status import Status
 
 # SCS's exit codes; -6, -7 and 2 are its answers when it stopped at a limit.
@@ -53,6 +54,11 @@ class SCS(ElementwiseBackend):
             "linear_solver".split()
         )
 
+    def obstacle(self, structure: Structure) -> str | None:
+        if not structure.rows:
+            return "SCS needs a constraint"
+        return super().obstacle(structure)
+
     def solve_one(self, element: Element, start: Point | None) -> One:
         import scs
 
@@ -65,11 +71,14 @@ class SCS(ElementwiseBackend):
         else:
             found = solver.solve(warm_start=True, x=start.x, y=start.y, s=start.s)
         info = found["info"]
+        status = _STATUS.get(info["status_val"], Status.NUMERICAL_ERROR)
+        if status is Status.ITERATION_LIMIT and "time_limit" in info["status"]:
+            status = Status.TIME_LIMIT
         return One(
             x=found["x"],
             y=found["y"],
             s=found["s"],
-            status=_STATUS.get(info["status_val"], Status.NUMERICAL_ERROR),
+            status=status,
             said=info["status"],
             iterations=int(info["iter"]),
         )

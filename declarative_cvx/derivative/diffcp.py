@@ -36,6 +36,8 @@ class Diffcp(Derivative):
         return None
 
     def adjoint(self, program: ConeProgram, point: Triple, grads: Triple) -> Adjoint:
+        if not program.batch:
+            return Adjoint(grads[0], grads[1], grads[0].new_zeros(0))
         host = HostProgram.of(program)
         x, y, s = (v.detach().cpu().numpy() for v in point)
         grad_x, grad_y, grad_s = (g.detach().cpu().numpy() for g in grads)
