@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.derivative import Derivative
-from declarative_cvx.derivative.base import Triple
 from declarative_cvx.derivative.regularity import (
     INCONSISTENT,
     REGULAR,
@@ -23,7 +22,8 @@ from declarative_cvx.derivative.regularity import (
     weakly_active,
 )
 from declarative_cvx.errors import IrregularError, IrregularWarning
-from declarative_cvx.program import ConeProgram, Structure, matvec
+from declarative_cvx.kkt import fold
+from declarative_cvx.program import ConeProgram, Point, Structure, matvec
 from declarative_cvx.scaling import Scaling
 from declarative_cvx.solution import ConeSolution
 
@@ -56,7 +56,7 @@ class Call:
     solution: ConeSolution | None = None
     report: DerivativeReport | None = None
 
-    def scaled(self) -> tuple[ConeProgram, Triple, Tensor]:
+    def scaled(self) -> tuple[ConeProgram, Point, Tensor]:
         """Program and point in units of size one, solved elements only, and their places."""
         assert self.program is not None
         assert self.solution is not None
@@ -184,24 +184,13 @@ class _Solve(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, P: Any, q: Any, A: Any, b: Any, call: Call) -> Any:
         batch = q.shape[1 if in_dims[1] == 0 else 0]
         folded = [
-            _fold(value, dim, info.batch_size, batch)
+            fold(value, dim, info.batch_size, batch)
             for value, dim in zip((P, q, A, b), in_dims[:4], strict=True)
         ]
         inner = replace(call)
         outputs = _Solve.apply(*folded, inner)
         call.program, call.solution = inner.program, inner.solution
         return tuple(v.unflatten(0, (info.batch_size, batch)) for v in outputs), (0, 0, 0, 0)
-
-
-def _fold(value: Tensor, dim: int | None, size: int, batch: int) -> Tensor:
-    """Merge a dimension that vmap added into the batch; shared values stay shared."""
-    if dim is None:
-        if value.shape[0] == 1 and batch != 1:
-            return value
-        value = value.expand(size, *value.shape)
-    else:
-        value = value.movedim(dim, 0)
-    return value.expand(size, batch, value.shape[2]).flatten(0, 1)
 
 
 def _add(total: list[Tensor | None], grads: tuple[Tensor, ...]) -> list[Tensor | None]:
@@ -214,7 +203,7 @@ class _Node:
 
     call: Call
     program: ConeProgram
-    point: Triple
+    point: Point
     solved: Tensor  # (batch,)
 
     @classmethod

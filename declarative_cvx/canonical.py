@@ -12,7 +12,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import cvxpy as cp
 import numpy as np
@@ -32,9 +32,10 @@ from cvxpy.utilities.psd_utils import TriangleKind
 from torch import Tensor
 
 from declarative_cvx.cones import Cone
+from declarative_cvx.elimination import find_elimination
 from declarative_cvx.errors import SpecificationError
 from declarative_cvx.linear_map import SparseMap
-from declarative_cvx.program import ConeProgram, Sparsity, Structure
+from declarative_cvx.program import ConeProgram, Sparsity, Structure, columns
 
 
 class _Recorder(ConicSolver):
@@ -93,7 +94,7 @@ class _Source:
 
     def read(self, vector: Tensor) -> Tensor:  # (batch, n or m) -> (batch, *shape)
         index = torch.as_tensor(self.index, device=vector.device)
-        out = vector[:, index.clamp(min=0)]
+        out = columns(vector, index.clamp(min=0))
         if (self.index < 0).any():
             out = torch.where(index >= 0, out, 0.0)
         if self.scale is not None:
@@ -126,6 +127,7 @@ class ParamConeProgram:
     sources: dict[int, _Source]
     gp: bool
     maximize: bool
+    _stacked: dict[tuple[str, ...], SparseMap] = field(default_factory=dict)
 
     def apply(
         self,
@@ -155,10 +157,9 @@ class ParamConeProgram:
         """
         theta = self._stack(parameters, batched, batch, device)  # (entries, batch)
         varies = self._varies(batched)
-        values = {}
-        for name, sparse_map in self.maps.items():
-            shared = not (self.used[name] & varies).any()
-            values[name] = sparse_map(theta[:, :1] if shared else theta).T
+        shared = tuple(name for name in self.maps if not (self.used[name] & varies).any())
+        varying = tuple(name for name in self.maps if name not in shared)
+        values = {**self._values(shared, theta[:, :1]), **self._values(varying, theta)}
         program = ConeProgram(
             self.structure,
             P=values["P"],
@@ -167,6 +168,16 @@ class ParamConeProgram:
             b=values["b"].expand(batch, -1),
         )
         return program, values["d"].expand(batch, -1)[:, 0]
+
+    def _values(self, names: tuple[str, ...], theta: Tensor) -> dict[str, Tensor]:
+        """Some of the data, each (batch, entries), by one product with their maps stacked."""
+        if not names:
+            return {}
+        if names not in self._stacked:
+            self._stacked[names] = SparseMap(sp.vstack([self.maps[n].matrix for n in names]))
+        sizes = [self.maps[name].shape[0] for name in names]
+        stacked = self._stacked[names](theta).T.split(sizes, dim=1)
+        return dict(zip(names, stacked, strict=True))
 
     def _stack(
         self,
@@ -260,6 +271,8 @@ def canonicalize(
     kept = _finite_rows(cone_prog)
     structure, tensors = _data_tensors(cone_prog, kept)
     maps = {name: SparseMap(tensor @ selection) for name, tensor in tensors.items()}
+    constant = maps["A"].constants()
+    structure = replace(structure, elimination=find_elimination(structure, constant))
     return ParamConeProgram(
         structure=structure,
         maps=maps,

@@ -213,7 +213,7 @@ class DeclarativeLayer(nn.Module):
         self, solver: str | Backend, options: Mapping[str, Any]
     ) -> tuple[Backend, ...]:
         """The solvers that a choice means, in the order in which they are tried."""
-        structure = self._canonical.structure
+        structure = self._canonical.structure.reduced
         if isinstance(solver, Backend):
             backend = solver.changed(options)
         elif not isinstance(solver, str):

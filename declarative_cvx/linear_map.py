@@ -38,6 +38,15 @@ class SparseMap:
         used[self.matrix.indices] = True
         return used
 
+    def constants(self) -> np.ndarray:
+        """Values of the rows that read the last column only, NaN for the others; (rows,)."""
+        out = np.full(self.shape[0], np.nan)
+        first = self.matrix.indptr[:-1][np.diff(self.matrix.indptr) == 1]
+        single = np.flatnonzero(np.diff(self.matrix.indptr) == 1)
+        last = self.matrix.indices[first] == self.shape[1] - 1
+        out[single[last]] = self.matrix.data[first[last]]
+        return out
+
     def tensor(self, device: torch.device, transpose: bool) -> Tensor:
         """The matrix, or its transpose, as a CSR tensor (built once per device)."""
         key = (device, transpose)

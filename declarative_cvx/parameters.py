@@ -192,10 +192,8 @@ def check_arguments(specs: Sequence[ParameterSpec], values: Sequence[Tensor]) ->
         for position, (spec, value) in enumerate(zip(specs, values, strict=True))
     )
     batch = _batch_size(specs, values, batched)
-    values = [
-        _Checked.apply(value, spec, position)
-        for position, (spec, value) in enumerate(zip(specs, values, strict=True))
-    ]
+    if values:
+        values = _Checked.apply(tuple(specs), *values)
     dtype = torch.get_default_dtype() if not values else values[0].dtype
     for value in values:
         dtype = torch.promote_types(dtype, value.dtype)
@@ -207,25 +205,31 @@ class _Checked(torch.autograd.Function):
     """The identity, which looks at values where they can be looked at: also inside vmap."""
 
     @staticmethod
-    def forward(value: Tensor, spec: ParameterSpec, position: int) -> Tensor:
-        spec.check(position, value)
-        return value.view_as(value)
+    def forward(specs: tuple[ParameterSpec, ...], *values: Tensor) -> tuple[Tensor, ...]:
+        for position, (spec, value) in enumerate(zip(specs, values, strict=True)):
+            spec.check(position, value)
+        return tuple(value.view_as(value) for value in values)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        return None
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        return grad, None, None
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return None, *grads
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
-        return tangent.view_as(tangent)
+    def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:
+        return tuple(None if t is None else t.view_as(t) for t in tangents)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, value: Tensor, spec: Any, position: int) -> Any:  # type: ignore[override]
-        return _Checked.apply(value.movedim(in_dims[0], 0), spec, position), 0
+    def vmap(info: Any, in_dims: Any, specs: Any, *values: Any) -> Any:
+        moved = [
+            value if dim is None else value.movedim(dim, 0)
+            for value, dim in zip(values, in_dims[1:], strict=True)
+        ]
+        dims = tuple(None if dim is None else 0 for dim in in_dims[1:])
+        return _Checked.apply(specs, *moved), dims
 
 
 def _batch_size(

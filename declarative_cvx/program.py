@@ -14,6 +14,57 @@ from torch import Tensor
 
 from declarative_cvx.cones import Cone
 
+# Matrices with at most this many places for each stored entry are multiplied as dense ones.
+DENSE_SHARE = 8
+
+Point = tuple[Tensor, Tensor, Tensor]  # (x, y, s) of a batch
+
+
+def columns(v: Tensor, index: Tensor) -> Tensor:
+    """``v[:, index]`` for v of shape (batch, entries, ...), several times faster on a CPU."""
+    shape = (v.shape[0], len(index), *v.shape[2:])
+    return v.gather(1, index.reshape(1, -1, *(1 for _ in v.shape[2:])).expand(shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Entries of a matrix by their places among the stored values; -1 where none is stored."""
+
+    places: np.ndarray
+    takes_all: bool = False  # whether every stored value is read
+
+    def read(self, values: Tensor) -> Tensor:
+        """The entries, shape (batch, *places.shape), of values (batch, nnz)."""
+        source, target = self._index(values.device)
+        batch, size = values.shape[0], self.places.size
+        stored = values if source is None else columns(values, source)
+        if target is not None:
+            index = target.expand(batch, -1)
+            stored = values.new_zeros((batch, size)).scatter(1, index, stored)
+        return stored.reshape(batch, *self.places.shape)
+
+    @cached_property
+    def stored(self) -> int:
+        """How many of the entries are stored."""
+        return int((self.places >= 0).sum())
+
+    def _index(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """Which values to take (None: all, in order), and where they go (None: one by one)."""
+        cache = self.__dict__.setdefault("_cache", {})
+        if device not in cache:
+            flat = self.places.ravel()
+            target = np.flatnonzero(flat >= 0)
+            source = flat[target]
+            in_order = self.takes_all and np.array_equal(source, np.arange(source.size))
+            cache[device] = (
+                None if in_order else torch.as_tensor(source, device=device),
+                None if target.size == flat.size else torch.as_tensor(target, device=device),
+            )
+        return cache[device]
+
+    def __getstate__(self) -> dict:
+        return {"places": self.places, "takes_all": self.takes_all}
+
 
 @dataclass(frozen=True, eq=False)
 class Sparsity:
@@ -58,6 +109,11 @@ class Sparsity:
         """Whether every entry is stored, so that values reshape to matrices."""
         return self.nnz == self.shape[0] * self.shape[1]
 
+    @cached_property
+    def is_dense(self) -> bool:
+        """Whether products are faster with dense matrices than entry by entry."""
+        return 0 < self.shape[0] * self.shape[1] <= DENSE_SHARE * self.nnz
+
     def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Rows and columns as tensors on a device."""
         cache = self.__dict__.setdefault("_index", {})
@@ -68,6 +124,18 @@ class Sparsity:
             )
         return cache[device]
 
+    def block(self, rows: np.ndarray, cols: np.ndarray) -> Block:
+        """The submatrix of these rows and columns, to be read off stored values."""
+        places = np.full(self.shape, -1, dtype=np.int64)
+        places[self.rows, self.cols] = np.arange(self.nnz)
+        return Block(places[np.ix_(rows, cols)])
+
+    @cached_property
+    def whole(self) -> Block:
+        """The matrix itself, to be read off stored values."""
+        block = self.block(np.arange(self.shape[0]), np.arange(self.shape[1]))
+        return replace(block, takes_all=True)
+
     def __getstate__(self) -> dict:
         return {"shape": self.shape, "rows": self.rows, "cols": self.cols}
 
@@ -76,45 +144,54 @@ def to_dense(values: Tensor, sparsity: Sparsity) -> Tensor:
     """Stored entries (batch, nnz) to matrices (batch, rows, cols)."""
     if sparsity.is_full():
         return values.reshape(values.shape[0], *sparsity.shape)
-    rows, cols = sparsity.index(values.device)
-    out = values.new_zeros((values.shape[0], sparsity.shape[0] * sparsity.shape[1]))
-    out = out.index_copy(1, rows * sparsity.shape[1] + cols, values)
-    return out.reshape(values.shape[0], *sparsity.shape)
+    return sparsity.whole.read(values)
 
 
-def matvec(values: Tensor, sparsity: Sparsity, v: Tensor, transpose: bool = False) -> Tensor:
-    """Products of a batch of sparse matrices with a batch of vectors.
+def matmul(values: Tensor, sparsity: Sparsity, v: Tensor, transpose: bool = False) -> Tensor:
+    """Products of a batch of sparse matrices with several vectors each.
 
     Parameters
     ----------
     values : Tensor, shape (batch or 1, nnz)
     sparsity : Sparsity
-    v : Tensor, shape (batch, cols), or (batch, rows) with `transpose`
+    v : Tensor, shape (batch, cols, columns), or (batch, rows, columns) with `transpose`
     transpose : bool
         Multiply by the transposed matrices.
 
     Returns
     -------
-    Tensor, shape (batch, rows), or (batch, cols) with `transpose`
+    Tensor, shape (batch, rows, columns), or (batch, cols, columns) with `transpose`
     """
-    if sparsity.is_full() and sparsity.nnz:
-        matrix = values.reshape(-1, *sparsity.shape)
-        return ((matrix.mT if transpose else matrix) @ v[:, :, None])[:, :, 0]
     rows, cols = sparsity.index(v.device)
     size = sparsity.shape[0]
     if transpose:
         rows, cols, size = cols, rows, sparsity.shape[1]
-    out = v.new_zeros((v.shape[0], size))
-    return out.index_add(1, rows, values * v[:, cols])
+    products = values[:, :, None] * columns(v, cols)
+    return v.new_zeros((v.shape[0], size, v.shape[2])).index_add(1, rows, products)
+
+
+def matvec(values: Tensor, sparsity: Sparsity, v: Tensor, transpose: bool = False) -> Tensor:
+    """As `matmul` for one vector each: v of shape (batch, cols or rows)."""
+    return matmul(values, sparsity, v[:, :, None], transpose)[:, :, 0]
 
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """What all elements of a batch share: patterns of P (both triangles) and A, and the cone."""
+    """What all elements of a batch share.
+
+    Attributes
+    ----------
+    P, A : Sparsity
+        Patterns; that of P has both triangles.
+    cone : Cone
+    elimination : Elimination or None
+        Variables that equalities define and that are worth substituting.
+    """
 
     P: Sparsity
     A: Sparsity
     cone: Cone
+    elimination: Elimination | None = None
 
     @property
     def variables(self) -> int:
@@ -125,6 +202,71 @@ class Structure:
     def rows(self) -> int:
         """Number m of rows of A."""
         return self.A.shape[0]
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """The blocks of P and A that an elimination works with."""
+        assert self.elimination is not None
+        E, T, X, R = (getattr(self.elimination, name) for name in "ETXR")
+        return Blocks(
+            P_X=self.P.block(X, X),
+            p=Block(self.P.block(T, T).places.diagonal()),
+            A_E=self.A.block(E, X),
+            c=Block(self.A.block(E, T).places.diagonal()),
+            A_R=self.A.block(R, X),
+            A_R_values=Block(np.flatnonzero(np.isin(self.A.rows, R) & np.isin(self.A.cols, X))),
+        )
+
+    @property
+    def reduced(self) -> Structure:
+        """The structure that solvers see."""
+        return self if self.elimination is None else self.elimination.reduced
+
+
+@dataclass(frozen=True, eq=False)
+class Elimination:
+    """Variables T that the equalities E define, and the smaller structure without them.
+
+    Attributes
+    ----------
+    reduced : Structure
+        Over the remaining variables X and rows R; its P is dense.
+    E, T, X, R : ndarray of int64
+        Rows and variables; E[k] defines T[k].
+    """
+
+    reduced: Structure
+    E: np.ndarray
+    T: np.ndarray
+    X: np.ndarray
+    R: np.ndarray
+
+    def index(self, device: torch.device) -> tuple[Tensor, ...]:
+        """E, T, X and R as tensors on a device."""
+        cache = self.__dict__.setdefault("_index", {})
+        if device not in cache:
+            arrays = (self.E, self.T, self.X, self.R)
+            cache[device] = tuple(torch.as_tensor(array, device=device) for array in arrays)
+        return cache[device]
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_index"}
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of P and A by variables (X, T) and rows (E, R) of an `Elimination`.
+
+    `p` is the diagonal of P at T, `c` the coefficients of T in E, `A_R_values` the stored entries
+    of A in the remaining rows and variables.
+    """
+
+    P_X: Block
+    p: Block
+    A_E: Block
+    c: Block
+    A_R: Block
+    A_R_values: Block
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,17 +293,45 @@ class ConeProgram:
     def batch(self) -> int:
         return self.q.shape[0]
 
+    @cached_property
+    def dense_P(self) -> Tensor:
+        """The matrices P, shape (batch or 1, n, n)."""
+        return to_dense(self.P, self.structure.P)
+
+    @cached_property
+    def dense_A(self) -> Tensor:
+        """The matrices A, shape (batch or 1, m, n)."""
+        return to_dense(self.A, self.structure.A)
+
+    def P_matmul(self, v: Tensor) -> Tensor:
+        """P @ v for v of shape (batch, n, columns)."""
+        if self.structure.P.is_dense:
+            return self.dense_P @ v
+        return matmul(self.P, self.structure.P, v)
+
+    def A_matmul(self, v: Tensor) -> Tensor:
+        """A @ v for v of shape (batch, n, columns)."""
+        if self.structure.A.is_dense:
+            return self.dense_A @ v
+        return matmul(self.A, self.structure.A, v)
+
+    def At_matmul(self, v: Tensor) -> Tensor:
+        """A' @ v for v of shape (batch, m, columns)."""
+        if self.structure.A.is_dense:
+            return self.dense_A.mT @ v
+        return matmul(self.A, self.structure.A, v, transpose=True)
+
     def P_times(self, x: Tensor) -> Tensor:
         """P x for x of shape (batch, n)."""
-        return matvec(self.P, self.structure.P, x)
+        return self.P_matmul(x[:, :, None])[:, :, 0]
 
     def A_times(self, x: Tensor) -> Tensor:
         """A x for x of shape (batch, n)."""
-        return matvec(self.A, self.structure.A, x)
+        return self.A_matmul(x[:, :, None])[:, :, 0]
 
     def At_times(self, y: Tensor) -> Tensor:
         """A'y for y of shape (batch, m)."""
-        return matvec(self.A, self.structure.A, y, transpose=True)
+        return self.At_matmul(y[:, :, None])[:, :, 0]
 
     def objective(self, x: Tensor) -> Tensor:
         """1/2 x'P x + q'x, shape (batch,)."""

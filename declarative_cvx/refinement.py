@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from declarative_cvx.least_squares import solve_consistent
-from declarative_cvx.optimality import jacobian, residual_map
+from declarative_cvx.kkt import solve_kkt
+from declarative_cvx.optimality import residual_map
 from declarative_cvx.program import ConeProgram
 from declarative_cvx.residuals import SMALLEST_SCALE
 
@@ -18,8 +18,10 @@ MAX_STEPS = 12
 MAX_HALVINGS = 8
 # A step that gains less than this factor is the last one.
 GAIN = 0.5
-# Relative residual at rounding level.
-ROUNDING = 1e-15
+# Relative residual at rounding level, and one at which a step that does not gain is not shortened:
+# it has met rounding, not curvature.
+ROUNDING = 4e-15
+NEARLY = 1e-11
 
 
 def refine(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,9 +66,9 @@ def _step(
     """One Newton step, halved until the merit falls; points that it does not improve stay."""
     n = program.structure.variables
     x, z = point[:, :n], point[:, n:]
-    matrix = jacobian(program, program.structure.cone.derivative(z))
     rhs = torch.cat(residual_map(program, x, z), 1)[:, :, None]
-    direction = solve_consistent(matrix, rhs)[0][:, :, 0]
+    projection = program.structure.cone.derivative(z)
+    direction = solve_kkt(program, projection, rhs)[0][:, :, 0]
     best, best_merit = point, merit
     length = 1.0
     for _ in range(MAX_HALVINGS):
@@ -75,7 +77,7 @@ def _step(
         better = found < best_merit
         best = torch.where(better[:, None], trial, best)
         best_merit = torch.where(better, found, best_merit)
-        if bool((best_merit < merit).all()):
+        if bool(((best_merit < merit) | (merit < NEARLY)).all()):
             break
         length /= 2
     return best, best_merit

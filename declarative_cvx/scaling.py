@@ -12,9 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from declarative_cvx.program import ConeProgram
-
-Point = tuple[Tensor, Tensor, Tensor]
+from declarative_cvx.program import ConeProgram, Point
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from declarative_cvx.backends.base import Answer, Backend, Point
+from declarative_cvx.backends.base import Answer, Backend
+from declarative_cvx.backends.base import Point as HostPoint
 from declarative_cvx.backends.table import installed
+from declarative_cvx.elimination import extend, reduce, restrict
 from declarative_cvx.errors import BackendError, nearest
 from declarative_cvx.host import HostProgram
-from declarative_cvx.program import ConeProgram, Structure
+from declarative_cvx.program import ConeProgram, Point, Structure
 from declarative_cvx.refinement import refine
 from declarative_cvx.residuals import Residuals, infeasibility, residuals, unboundedness
 from declarative_cvx.scaling import Scaling
@@ -26,6 +28,8 @@ from declarative_cvx.status import Status
 # Largest relative residual of a solution (violation of a certificate) that counts as one, unless
 # the solver was asked for less.
 ACCEPTED = 1e-6
+# Answers with smaller residuals than this are taken as they are.
+REFINED = 1e-13
 # From this many variables and rows on, one sparse factorisation at a time wins over a batch.
 LARGE = 2000
 
@@ -125,13 +129,12 @@ def _attempt(
 ) -> ConeSolution:
     """One solver's verified work on the program; `elements` are its places in the whole batch."""
     began = time.perf_counter()
-    host = HostProgram.of(program)
+    host = HostProgram.of(reduce(program))
     try:
-        answer = backend.solve(host, _point(start, elements))
+        answer = backend.solve(host, _point(program, start, elements))
     except Exception as error:  # whatever a solver raises must not cost the next one its turn
         answer = Answer.failure(host, f"{error!r}")
-    x, y, s = (torch.as_tensor(v, device=program.q.device) for v in (answer.x, answer.y, answer.s))
-    x, y, s, found = _refine(program, answer, (x, y, s))
+    x, y, s, found = _refine(program, answer, _extend(program, answer))
     status = _verify(program, answer, found, x, y, max(ACCEPTED, 10 * backend.tol))
     attempt = Attempt(
         backend=backend.name,
@@ -144,15 +147,27 @@ def _attempt(
     return ConeSolution(x, y, s, status, found, (attempt,))
 
 
+def _extend(program: ConeProgram, answer: Answer) -> Point:
+    """A solver's answer to the reduced program as one to the program itself."""
+    device = program.q.device
+    x, y, s = (torch.as_tensor(v, device=device) for v in (answer.x, answer.y, answer.s))
+    rays = tuple(
+        torch.tensor([status is ray for status in answer.status], device=device)
+        for ray in (Status.UNBOUNDED, Status.INFEASIBLE)
+    )
+    return extend(program, (x, y, s), (rays[0], rays[1]))
+
+
 def _refine(
-    program: ConeProgram, answer: Answer, came: tuple[Tensor, Tensor, Tensor]
+    program: ConeProgram, answer: Answer, came: Point
 ) -> tuple[Tensor, Tensor, Tensor, Residuals]:
     """Polish what may be solutions, where that makes them better; certificates stay."""
     found = residuals(program, *came)
     certificates = (Status.INFEASIBLE, Status.UNBOUNDED)
     claims = [status not in certificates for status in answer.status]
     finite = torch.isfinite(torch.cat(came, 1)).all(1)
-    at = torch.where(torch.tensor(claims, device=finite.device) & finite)[0]
+    worth = finite & (found.worst > REFINED)
+    at = torch.where(torch.tensor(claims, device=finite.device) & worth)[0]
     if not len(at) or program.structure.variables + program.structure.rows > LARGE:
         return *came, found
     part = program.select(at)
@@ -187,12 +202,10 @@ def _verify(
     return status
 
 
-def _point(start: ConeSolution | None, elements: Tensor) -> Point | None:
+def _point(program: ConeProgram, start: ConeSolution | None, elements: Tensor) -> HostPoint | None:
     if start is None:
         return None
-    solved = start.solved[elements]
-    x, y, s = (
-        torch.where(solved[:, None], v[elements], torch.nan).cpu().numpy()
-        for v in (start.x, start.y, start.s)
-    )
-    return Point(x, y, s) if np.isfinite(x).any() else None
+    solved = start.solved[elements][:, None]
+    point = restrict(program, (start.x[elements], start.y[elements], start.s[elements]))
+    x, y, s = (torch.where(solved, v, torch.nan).cpu().numpy() for v in point)
+    return HostPoint(x, y, s) if np.isfinite(x).any() else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -27,6 +29,10 @@ _METHODS = ("auto", "interior_point", "active_set")
 _TOLERANCES = ("tol_gap_abs", "tol_gap_rel", "tol_feas")
 # Size up to which the active-set method is tried first.
 ACTIVE_SET_VARIABLES = 500
+# Compiled solvers kept by each thread: compiling costs as much as solving a small batch, and a
+# compiled solver must not be used by two threads at once.
+CACHED = 8
+_CACHE = threading.local()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,21 +100,11 @@ class Moreau(Backend):
         return (interior_point,)
 
     def solve(self, program: HostProgram, start: Point | None = None) -> Answer:
-        import moreau
 
         structure = program.structure
         order = upper_triangle_order(structure.cone)
         A, entries = _permute_rows(structure.A, order)
-        solver = moreau.CompiledSolver(
-            n=structure.variables,
-            m=structure.rows,
-            P_row_offsets=structure.P.row_offsets,
-            P_col_indices=structure.P.cols,
-            A_row_offsets=A.row_offsets,
-            A_col_indices=A.cols,
-            cones=_cones(structure.cone),
-            settings=self._options(program.batch),
-        )
+        solver = self._compiled(structure, A, program.batch)
         solver.setup(*_values(program.P, program.A[:, entries]))
         interior_point = self.method != "active_set"
         warm = _warm_start(start, order) if start is not None and interior_point else None
@@ -124,6 +120,30 @@ class Moreau(Backend):
             said=said,
             iterations=[int(i) for i in np.atleast_1d(solver.info.iterations)],
         )
+
+    def _compiled(self, structure: Structure, A: Sparsity, batch: int) -> Any:
+        """A solver for this structure and batch size, from the thread's own cache."""
+        import moreau
+
+        cache = _CACHE.__dict__.setdefault("solvers", OrderedDict())
+        key = (id(structure), batch, repr(self))
+        if key in cache and cache[key][0] is structure:
+            cache.move_to_end(key)
+            return cache[key][1]
+        solver = moreau.CompiledSolver(
+            n=structure.variables,
+            m=structure.rows,
+            P_row_offsets=structure.P.row_offsets,
+            P_col_indices=structure.P.cols,
+            A_row_offsets=A.row_offsets,
+            A_col_indices=A.cols,
+            cones=_cones(structure.cone),
+            settings=self._options(batch),
+        )
+        cache[key] = (structure, solver)
+        if len(cache) > CACHED:
+            cache.popitem(last=False)
+        return solver
 
     def _options(self, batch: int) -> Any:
         import moreau

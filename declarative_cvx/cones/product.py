@@ -237,6 +237,11 @@ class ConeDerivative:
         """DΠ v for v of shape (batch, m)."""
         return self.matmul(v[:, :, None])[:, :, 0]
 
+    def without(self, removed: int, kept: Tensor) -> ConeDerivative:
+        """The map over the rows `kept`, when `removed` rows of the zero cone are left out."""
+        blocks = [(index - removed, block) for index, block in self.blocks]
+        return ConeDerivative(self.diagonal[:, kept], blocks)
+
     def dense(self) -> Tensor:
         """The matrices themselves, shape (batch, m, m)."""
         out = torch.diag_embed(self.diagonal)

@@ -13,9 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from declarative_cvx.errors import BackendError
-from declarative_cvx.program import ConeProgram, Structure
-
-Triple = tuple[Tensor, Tensor, Tensor]
+from declarative_cvx.program import ConeProgram, Point, Structure
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Derivative(ABC):
         return None
 
     @abstractmethod
-    def adjoint(self, program: ConeProgram, point: Triple, grads: Triple) -> Adjoint:
+    def adjoint(self, program: ConeProgram, point: Point, grads: Point) -> Adjoint:
         """Apply the transposed derivative.
 
         Parameters
@@ -61,7 +59,7 @@ class Derivative(ABC):
         Adjoint
         """
 
-    def tangent(self, program: ConeProgram, point: Triple, dq: Tensor, db: Tensor) -> Triple:
+    def tangent(self, program: ConeProgram, point: Point, dq: Tensor, db: Tensor) -> Point:
         """Apply the derivative itself: the change of (x, y, s) for changes of q and b."""
         raise BackendError(
             f"derivative={self.name!r} has no forward mode; use reverse mode (backward, jacrev, "

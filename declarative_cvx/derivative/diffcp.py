@@ -9,10 +9,10 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from declarative_cvx.derivative.base import Adjoint, Derivative, Triple
+from declarative_cvx.derivative.base import Adjoint, Derivative
 from declarative_cvx.epigraph import Epigraph
 from declarative_cvx.host import Element, HostProgram
-from declarative_cvx.program import ConeProgram, Structure
+from declarative_cvx.program import ConeProgram, Point, Structure
 
 _Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -35,7 +35,7 @@ class Diffcp(Derivative):
             return 'diffcp has no derivative for the power cone; use derivative="implicit"'
         return None
 
-    def adjoint(self, program: ConeProgram, point: Triple, grads: Triple) -> Adjoint:
+    def adjoint(self, program: ConeProgram, point: Point, grads: Point) -> Adjoint:
         if not program.batch:
             return Adjoint(grads[0], grads[1], grads[0].new_zeros(0))
         host = HostProgram.of(program)

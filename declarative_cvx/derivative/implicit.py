@@ -8,15 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from declarative_cvx.derivative.base import Adjoint, Derivative, Triple
-from declarative_cvx.least_squares import solve_consistent
-from declarative_cvx.optimality import jacobian
-from declarative_cvx.program import ConeProgram
+from declarative_cvx.derivative.base import Adjoint, Derivative
+from declarative_cvx.kkt import solve_kkt
+from declarative_cvx.program import ConeProgram, Point
 
 
 @dataclass(frozen=True)
 class Implicit(Derivative):
-    """Batched dense factorisation; rank-revealing least squares where that fails.
+    """Batched factorisation; rank-revealing least squares where that fails.
 
     The Jacobian J of the optimality conditions (see `declarative_cvx.optimality`) is often
     singular although the derivative exists (epigraph variables of inactive constraints, dependent
@@ -27,21 +26,21 @@ class Implicit(Derivative):
 
     name: ClassVar[str] = "implicit"
 
-    def adjoint(self, program: ConeProgram, point: Triple, grads: Triple) -> Adjoint:
+    def adjoint(self, program: ConeProgram, point: Point, grads: Point) -> Adjoint:
         _, y, s = point
         grad_x, grad_y, grad_s = grads
         n = program.structure.variables
         projection = program.structure.cone.derivative(s - y)
         rhs = torch.cat([grad_x, projection.matvec(grad_y + grad_s) - grad_y], 1)
-        w, residual = solve_consistent(jacobian(program, projection).mT, rhs[:, :, None])
+        w, residual = solve_kkt(program, projection, rhs[:, :, None], transpose=True)
         return Adjoint(q=-w[:, :n, 0], b=w[:, n:, 0], residual=residual[:, 0])
 
-    def tangent(self, program: ConeProgram, point: Triple, dq: Tensor, db: Tensor) -> Triple:
+    def tangent(self, program: ConeProgram, point: Point, dq: Tensor, db: Tensor) -> Point:
         _, y, s = point
         n = program.structure.variables
         projection = program.structure.cone.derivative(s - y)
         rhs = torch.cat([-dq, db], 1)[:, :, None]
-        change = solve_consistent(jacobian(program, projection), rhs)[0][:, :, 0]
+        change = solve_kkt(program, projection, rhs)[0][:, :, 0]
         dz = change[:, n:]
         ds = projection.matvec(dz)
         return change[:, :n], ds - dz, ds

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from declarative_cvx.derivative.base import Derivative, Triple
-from declarative_cvx.program import ConeProgram
+from declarative_cvx.derivative.base import Derivative
+from declarative_cvx.program import ConeProgram, Point, columns
 
 # Relative residual of the adjoint system, or relative difference between the derivatives on the
 # two sides of a kink, above which an element is irregular.
@@ -77,7 +77,7 @@ class Outputs:
     y: Tensor
     pull_back: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
-    def probe(self, point: Triple) -> Triple:
+    def probe(self, point: Point) -> Point:
         """Fixed, random gradients with respect to the outputs."""
         generator = torch.Generator().manual_seed(0)
         x, y, s = point
@@ -88,7 +88,7 @@ class Outputs:
 
 
 def assess(
-    program: ConeProgram, point: Triple, derivative: Derivative, outputs: Outputs
+    program: ConeProgram, point: Point, derivative: Derivative, outputs: Outputs
 ) -> DerivativeReport:
     """Probe the derivative of the outputs at a solution, on both sides of a kink.
 
@@ -110,7 +110,7 @@ def assess(
 
 
 def weakly_active(
-    program: ConeProgram, point: Triple, derivative: Derivative, outputs: Outputs
+    program: ConeProgram, point: Point, derivative: Derivative, outputs: Outputs
 ) -> Tensor:
     """Elements on a kink across which the gradient of the parameters jumps, bool, (batch,)."""
     _, y, s = point
@@ -138,6 +138,6 @@ def data_gradients(
     """Gradients with respect to P, q, A, b, per element, from those with respect to q and b."""
     rows, cols = program.structure.A.index(x.device)
     P_rows, P_cols = program.structure.P.index(x.device)
-    P = q[:, P_rows] * x[:, P_cols]
-    A = y[:, rows] * q[:, cols] - b[:, rows] * x[:, cols]
+    P = columns(q, P_rows) * columns(x, P_cols)
+    A = columns(y, rows) * columns(q, cols) - columns(b, rows) * columns(x, cols)
     return P, q, A, b
