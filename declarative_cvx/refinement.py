@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.kkt import solve_kkt
+from declarative_cvx.least_squares import RANK_TOLERANCE
 from declarative_cvx.optimality import residual_map
 from declarative_cvx.program import ConeProgram
 from declarative_cvx.residuals import SMALLEST_SCALE
@@ -22,6 +23,8 @@ GAIN = 0.5
 # it has met rounding, not curvature.
 ROUNDING = 4e-15
 NEARLY = 1e-11
+# Programs with more variables and rows than this are left as they come.
+LARGE = 2000
 
 
 def refine(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,6 +61,26 @@ def refine(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tenso
     n = program.structure.variables
     slack = program.structure.cone.project(point[:, n:])
     return point[:, :n], slack - point[:, n:], slack
+
+
+def refine_ray(program: ConeProgram, x: Tensor) -> Tensor:
+    """The nearest directions in which the objective has no curvature: P x = 0.
+
+    Rays of programs whose quadratic objective was rewritten with a cone come back with the
+    square root of the solver's accuracy.
+
+    Parameters
+    ----------
+    program : ConeProgram
+    x : Tensor, shape (batch, n)
+        Claimed directions of unboundedness.
+    """
+    if not program.structure.P.nnz or program.structure.variables > LARGE:
+        return x
+    values, vectors = torch.linalg.eigh(program.dense_P)
+    curved = values > RANK_TOLERANCE * values[:, -1:]
+    parts = (vectors.mT @ x[:, :, None]) * curved[:, :, None]
+    return x - (vectors @ parts)[:, :, 0]
 
 
 def _step(

@@ -19,7 +19,7 @@ from declarative_cvx.elimination import extend, reduce, restrict
 from declarative_cvx.errors import BackendError, nearest
 from declarative_cvx.host import HostProgram
 from declarative_cvx.program import ConeProgram, Point, Structure
-from declarative_cvx.refinement import refine
+from declarative_cvx.refinement import LARGE, refine, refine_ray
 from declarative_cvx.residuals import Residuals, infeasibility, residuals, unboundedness
 from declarative_cvx.scaling import Scaling
 from declarative_cvx.solution import Attempt, ConeSolution
@@ -30,8 +30,6 @@ from declarative_cvx.status import Status
 ACCEPTED = 1e-6
 # Answers with smaller residuals than this are taken as they are.
 REFINED = 1e-13
-# From this many variables and rows on, one sparse factorisation at a time wins over a batch.
-LARGE = 2000
 
 
 def automatic(
@@ -129,12 +127,13 @@ def _attempt(
 ) -> ConeSolution:
     """One solver's verified work on the program; `elements` are its places in the whole batch."""
     began = time.perf_counter()
-    host = HostProgram.of(reduce(program))
+    reduced = reduce(program)
+    host = HostProgram.of(reduced)
     try:
         answer = backend.solve(host, _point(program, start, elements))
     except Exception as error:  # whatever a solver raises must not cost the next one its turn
         answer = Answer.failure(host, f"{error!r}")
-    x, y, s, found = _refine(program, answer, _extend(program, answer))
+    x, y, s, found = _refine(program, answer, _extend(program, reduced, answer))
     status = _verify(program, answer, found, x, y, max(ACCEPTED, 10 * backend.tol))
     attempt = Attempt(
         backend=backend.name,
@@ -147,7 +146,7 @@ def _attempt(
     return ConeSolution(x, y, s, status, found, (attempt,))
 
 
-def _extend(program: ConeProgram, answer: Answer) -> Point:
+def _extend(program: ConeProgram, reduced: ConeProgram, answer: Answer) -> Point:
     """A solver's answer to the reduced program as one to the program itself."""
     device = program.q.device
     x, y, s = (torch.as_tensor(v, device=device) for v in (answer.x, answer.y, answer.s))
@@ -155,6 +154,9 @@ def _extend(program: ConeProgram, answer: Answer) -> Point:
         torch.tensor([status is ray for status in answer.status], device=device)
         for ray in (Status.UNBOUNDED, Status.INFEASIBLE)
     )
+    if bool(rays[0].any()):
+        at = torch.where(rays[0])[0]
+        x = x.index_copy(0, at, refine_ray(reduced.select(at), x[at]))
     return extend(program, (x, y, s), (rays[0], rays[1]))
 
 
