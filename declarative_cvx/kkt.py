@@ -16,9 +16,14 @@ from declarative_cvx.cones import ConeDerivative
 from declarative_cvx.elimination import Parts
 from declarative_cvx.least_squares import FACTORED, factor_and_solve, least_norm
 from declarative_cvx.program import ConeProgram, Structure
+from declarative_cvx.sparse_kkt import sparse_least_norm, sparse_solve
 
 # Residual up to which the solution of the reduced system is taken without a correction.
 CORRECTED = 1e-13
+# Order from which, and share of nonzero entries up to which, systems are factorised as sparse ones
+# (measured: below, dense factorisations are as fast or faster).
+SPARSE_SIZE = 1500
+SPARSE_SHARE = 0.02
 
 
 def solve_kkt(
@@ -94,6 +99,8 @@ class _System:
 
     def solve(self, rhs: Tensor) -> Tensor:
         """By factorisation; NaN or inaccurate where the matrix is singular."""
+        if self.is_sparse:
+            return sparse_solve(self.program, self.projection, self.transpose, rhs)
         if self.program.structure.elimination is None:
             return factor_and_solve(self.matrix(), rhs)
         reduced = _Reduced.of(self)
@@ -103,6 +110,21 @@ class _System:
             correction = reduced.solve(error)
             return torch.where(torch.isfinite(correction), w + correction, w)
         return w
+
+    def least_norm(self, rhs: Tensor) -> Tensor:
+        """The least-squares solution of least norm."""
+        if self.is_sparse:
+            return sparse_least_norm(self.program, self.projection, self.transpose, rhs)
+        return least_norm(self.matrix(), rhs)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether sparse factorisations, one by one, are faster than dense ones."""
+        structure = self.program.structure
+        size = structure.variables + structure.rows
+        blocks = sum(index.numel() * index.shape[1] for index, _ in self.projection.blocks)
+        entries = structure.P.nnz + 2 * structure.A.nnz + structure.rows + blocks
+        return size >= SPARSE_SIZE and entries <= SPARSE_SHARE * size**2
 
     def select(self, index: Tensor) -> _System:
         pairs = [(rows, block[index]) for rows, block in self.projection.blocks]
@@ -176,7 +198,7 @@ class _Solve(torch.autograd.Function):
         failed = torch.where(~(residual <= FACTORED).all(1))[0]
         if len(failed):
             part = system.select(failed)
-            least = least_norm(part.matrix(), scaled[failed])
+            least = part.least_norm(scaled[failed])
             found = (part.times(least) - scaled[failed]).abs().amax(1)
             worse = found > residual[failed]  # False where the factorisation gave NaN
             w = w.index_copy(0, failed, torch.where(worse[:, None], w[failed], least))

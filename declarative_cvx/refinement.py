@@ -6,6 +6,8 @@ matrix of a step is the one that the derivative needs.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -17,10 +19,10 @@ from declarative_cvx.residuals import SMALLEST_SCALE
 
 MAX_STEPS = 12
 MAX_HALVINGS = 8
-# A step that gains less than this factor is the last one.
+# A step is a gain if it reduces the residual by this factor; so many without one end the search.
 GAIN = 0.5
-# Relative residual at rounding level, and one at which a step that does not gain is not shortened:
-# it has met rounding, not curvature.
+PATIENCE = 4
+# Relative residual at rounding level, and one so small that a step without a gain is rounding.
 ROUNDING = 4e-15
 NEARLY = 1e-11
 # Programs with more variables and rows than this are left as they come.
@@ -28,7 +30,7 @@ LARGE = 2000
 
 
 def refine(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Semismooth Newton with backtracking, element by element.
+    """Semismooth Newton steps, element by element.
 
     Each element stops when its residual map is at rounding level or no longer falls.
 
@@ -48,19 +50,78 @@ def refine(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tenso
     """
     point = torch.cat([x, s - y], 1)  # (batch, n + m)
     scale = _scales(program, x, y, s)
-    merit = _merit(program, point, scale)
-    active = torch.where(merit > ROUNDING)[0]
-    for _ in range(MAX_STEPS):
-        if not len(active):
-            break
-        moved, better = _step(program.select(active), point[active], merit[active], scale[active])
-        gained = better < GAIN * merit[active]
-        point = point.index_copy(0, active, moved)
-        merit = merit.index_copy(0, active, better)
-        active = active[gained & (better > ROUNDING)]
+    best = _Best(point, _merit(program, point, scale))
+    _full_steps(program, best, scale)
+    _shortened_steps(program, best, scale)
     n = program.structure.variables
-    slack = program.structure.cone.project(point[:, n:])
-    return point[:, :n], slack - point[:, n:], slack
+    z = best.point[:, n:]
+    slack = program.structure.cone.project(z)
+    return best.point[:, :n], slack - z, slack
+
+
+@dataclass
+class _Best:
+    """The best point of each element so far, shapes (batch, n + m) and (batch,)."""
+
+    point: Tensor
+    merit: Tensor
+
+    def offer(self, at: Tensor, point: Tensor, merit: Tensor) -> Tensor:
+        """Take what is better; which of the elements `at` gained much from it."""
+        known = self.merit[at]
+        better = merit < known
+        self.point = self.point.index_copy(
+            0, at, torch.where(better[:, None], point, self.point[at])
+        )
+        self.merit = self.merit.index_copy(0, at, torch.where(better, merit, known))
+        return merit < GAIN * known
+
+
+def _full_steps(program: ConeProgram, best: _Best, scale: Tensor) -> None:
+    """Newton's method without a line search.
+
+    Where pieces of the cones change (active sets), the residual may rise before it falls to zero,
+    so an element is given up only after several steps without a gain.
+    """
+    at = torch.where(best.merit > ROUNDING)[0]
+    point, idle = best.point[at], torch.zeros(len(at), dtype=torch.int64, device=at.device)
+    for _ in range(MAX_STEPS):
+        if not len(at):
+            return
+        part = program.select(at)
+        point = point - _direction(part, point)
+        merit = _merit(part, point, scale[at])
+        gained = best.offer(at, point, merit)
+        idle = torch.where(gained, 0, idle + 1)
+        patience = torch.where(best.merit[at] < NEARLY, 1, PATIENCE)
+        go_on = (best.merit[at] > ROUNDING) & (idle < patience) & torch.isfinite(merit)
+        at, point, idle = at[go_on], point[go_on], idle[go_on]
+
+
+def _shortened_steps(program: ConeProgram, best: _Best, scale: Tensor) -> None:
+    """Newton's method from the best point, each step halved until the residual falls."""
+    at = torch.where(best.merit > NEARLY)[0]
+    for _ in range(MAX_STEPS):
+        if not len(at):
+            return
+        part, point, merit = program.select(at), best.point[at], best.merit[at]
+        direction = _direction(part, point)
+        for halving in range(MAX_HALVINGS):
+            trial = point - direction / 2**halving
+            best.offer(at, trial, _merit(part, trial, scale[at]))
+            if bool((best.merit[at] < merit).all()):
+                break
+        gained = best.merit[at] < GAIN * merit
+        at = at[gained & (best.merit[at] > NEARLY)]
+
+
+def _direction(program: ConeProgram, point: Tensor) -> Tensor:
+    """Newton direction of the residual map, least squares where the Jacobian is singular."""
+    n = program.structure.variables
+    x, z = point[:, :n], point[:, n:]
+    rhs = torch.cat(residual_map(program, x, z), 1)[:, :, None]
+    projection = program.structure.cone.derivative(z)
+    return solve_kkt(program, projection, rhs)[0][:, :, 0]
 
 
 def refine_ray(program: ConeProgram, x: Tensor) -> Tensor:
@@ -81,29 +142,6 @@ def refine_ray(program: ConeProgram, x: Tensor) -> Tensor:
     curved = values > RANK_TOLERANCE * values[:, -1:]
     parts = (vectors.mT @ x[:, :, None]) * curved[:, :, None]
     return x - (vectors @ parts)[:, :, 0]
-
-
-def _step(
-    program: ConeProgram, point: Tensor, merit: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One Newton step, halved until the merit falls; points that it does not improve stay."""
-    n = program.structure.variables
-    x, z = point[:, :n], point[:, n:]
-    rhs = torch.cat(residual_map(program, x, z), 1)[:, :, None]
-    projection = program.structure.cone.derivative(z)
-    direction = solve_kkt(program, projection, rhs)[0][:, :, 0]
-    best, best_merit = point, merit
-    length = 1.0
-    for _ in range(MAX_HALVINGS):
-        trial = point - length * direction
-        found = _merit(program, trial, scale)
-        better = found < best_merit
-        best = torch.where(better[:, None], trial, best)
-        best_merit = torch.where(better, found, best_merit)
-        if bool(((best_merit < merit) | (merit < NEARLY)).all()):
-            break
-        length /= 2
-    return best, best_merit
 
 
 def _scales(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> Tensor:

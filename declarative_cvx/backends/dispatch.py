@@ -170,7 +170,7 @@ def _refine(
     finite = torch.isfinite(torch.cat(came, 1)).all(1)
     worth = finite & (found.worst > REFINED)
     at = torch.where(torch.tensor(claims, device=finite.device) & worth)[0]
-    if not len(at) or program.structure.variables + program.structure.rows > LARGE:
+    if not len(at):
         return *came, found
     part = program.select(at)
     refined = refine(part, *(v[at] for v in came))
