@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,6 +27,9 @@ from declarative_cvx.kkt import fold
 from declarative_cvx.program import ConeProgram, Point, Structure, matvec
 from declarative_cvx.scaling import Scaling
 from declarative_cvx.solution import ConeSolution
+
+# Packages whose frames a warning does not point at.
+_OURS = ("declarative_cvx", "torch")
 
 
 @dataclass(eq=False)
@@ -60,12 +64,13 @@ class Call:
         """Program and point in units of size one, solved elements only, and their places."""
         assert self.program is not None
         assert self.solution is not None
-        at = torch.where(self.solution.solved)[0]
-        program = self.program.select(at)
+        found, program = self.solution, self.program
+        point = (found.x, found.y, found.s)
+        at = torch.where(found.solved)[0]
+        if len(at) < len(found.solved):
+            program, point = program.select(at), (found.x[at], found.y[at], found.s[at])
         scaling = Scaling.of(program)
-        found = self.solution
-        point = scaling.point(found.x[at], found.y[at], found.s[at])
-        return scaling.apply(program), point, at
+        return scaling.apply(program), scaling.point(*point), at
 
     def assess(self) -> DerivativeReport:
         """The report of the last backward pass, or one made by probing."""
@@ -117,7 +122,15 @@ class Call:
         )
         if self.on_irregular == "raise":
             raise IrregularError(text)
-        warnings.warn(text, IrregularWarning, stacklevel=2)
+        warnings.warn(text, IrregularWarning, stacklevel=_level_of_caller())
+
+
+def _level_of_caller() -> int:
+    """The stack level, seen from the calling function, of the code that uses torch and this."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OURS):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def solve_differentiably(program: ConeProgram, call: Call) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,220 @@
+"""Time of forward and backward passes of convex layers, against cvxpylayers.
+
+    pip install -e '.[bench]' && python benchmarks/convex.py
+
+Both libraries run in one process on the same data; times are medians; the ratio of the two is what
+carries over to other machines. ``--memory`` measures peak memory instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import resource
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cvxpy as cp
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+import declarative_cvx as dcx
+
+Tensors = list[torch.Tensor]
+PEERS = {"Moreau": "MOREAU", "default": None}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer to time: a problem and a batch of values for its parameters."""
+
+    name: str
+    build: Callable[[], tuple[cp.Problem, list[cp.Parameter], list[cp.Variable]]]
+    values: Callable[[], Tensors]
+
+
+def _normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+def quadratic(batch: int, n: int, m: int) -> Case:
+    """Minimise 0.5 ||Q x||^2 + q'x subject to G x <= h, all four parameters."""
+
+    def build() -> tuple[cp.Problem, list[cp.Parameter], list[cp.Variable]]:
+        x = cp.Variable(n)
+        Q, q = cp.Parameter((n, n)), cp.Parameter(n)
+        G, h = cp.Parameter((m, n)), cp.Parameter(m)
+        objective = cp.Minimize(0.5 * cp.sum_squares(Q @ x) + q @ x)
+        return cp.Problem(objective, [G @ x <= h]), [Q, q, G, h], [x]
+
+    def values() -> Tensors:
+        h = _normal(batch, m, seed=3).abs() + 0.1
+        return [_normal(batch, n, n), _normal(batch, n, seed=1), _normal(batch, m, n, seed=2), h]
+
+    return Case(f"QP ({batch}, {n}, {m})", build, values)
+
+
+def second_order(batch: int, n: int) -> Case:
+    """Minimise c'x over a ball and three norm constraints."""
+
+    def build() -> tuple[cp.Problem, list[cp.Parameter], list[cp.Variable]]:
+        x, c, r = cp.Variable(n), cp.Parameter(n), cp.Parameter(3, nonneg=True)
+        rng = np.random.default_rng(0)
+        cones = [cp.norm(rng.normal(size=(6, n)) @ x + 0.1 * k) <= r[k] for k in range(3)]
+        return cp.Problem(cp.Minimize(c @ x), [*cones, cp.norm(x) <= 1]), [c, r], [x]
+
+    return Case(
+        f"SOCP ({batch}, {n})",
+        build,
+        lambda: [_normal(batch, n), _normal(batch, 3, seed=1).abs() + 1.0],
+    )
+
+
+def entropy(batch: int, n: int) -> Case:
+    """Minimise c'x + sum x log x over the simplex, with a budget."""
+
+    def build() -> tuple[cp.Problem, list[cp.Parameter], list[cp.Variable]]:
+        x, c = cp.Variable(n), cp.Parameter(n)
+        budget = np.linspace(0, 1, n)
+        constraints = [cp.sum(x) == 1, budget @ x <= 0.4]
+        return cp.Problem(cp.Minimize(c @ x - cp.sum(cp.entr(x))), constraints), [c], [x]
+
+    return Case(f"exp cone ({batch}, {n})", build, lambda: [_normal(batch, n)])
+
+
+def semidefinite(batch: int, k: int) -> Case:
+    """Nearest correlation matrix of order k."""
+
+    def build() -> tuple[cp.Problem, list[cp.Parameter], list[cp.Variable]]:
+        X, C = cp.Variable((k, k), PSD=True), cp.Parameter((k, k))
+        problem = cp.Problem(cp.Minimize(cp.sum_squares(X - C)), [cp.diag(X) == 1])
+        return problem, [C], [X]
+
+    def values() -> Tensors:
+        C = _normal(batch, k, k)
+        return [(C + C.mT) / 2]
+
+    return Case(f"SDP ({batch}, order {k})", build, values)
+
+
+CASES = [
+    *(quadratic(*size) for size in [(1, 10, 10), (128, 10, 10), (128, 24, 14)]),
+    *(quadratic(*size) for size in [(64, 50, 50), (16, 100, 100), (1024, 10, 10)]),
+    second_order(32, 20),
+    entropy(32, 20),
+    semidefinite(32, 6),
+]
+
+
+def median_time(work: Callable[[], None], seconds: float) -> float:
+    """Median time of a call in seconds, over at least three calls and about `seconds`."""
+    work()
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < seconds and len(times) < 200):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def pass_over(layer: torch.nn.Module, values: Tensors) -> Tensors:
+    """One forward and backward pass; the outputs and the gradients."""
+    leaves = [value.clone().requires_grad_() for value in values]
+    (output,) = layer(*leaves)
+    output.sum().backward()
+    return [output.detach(), *(leaf.grad for leaf in leaves)]
+
+
+def compare(case: Case, seconds: float) -> list[str]:
+    """A row of the table."""
+    values = case.values()
+    layer, construction = _timed(lambda: dcx.DeclarativeLayer(*case.build()))
+    ours = median_time(lambda: pass_over(layer, values), seconds)
+    reference = pass_over(layer, values)
+    row = [case.name, f"{construction * 1e3:.0f}", f"{ours * 1e3:.1f}"]
+    for solver in PEERS.values():
+        row += _peer_cells(case, solver, values, ours, reference, seconds)
+    return row
+
+
+def _peer_cells(
+    case: Case, solver: str | None, values: Tensors, ours: float, reference: Tensors, seconds: float
+) -> list[str]:
+    from cvxpylayers.torch import CvxpyLayer
+
+    problem, parameters, variables = case.build()
+    try:
+        layer = CvxpyLayer(problem, parameters=parameters, variables=variables, solver=solver)
+        theirs = median_time(lambda: pass_over(layer, values), seconds)
+        error = _difference(pass_over(layer, values), reference)
+    except Exception as failure:
+        return [type(failure).__name__, "", ""]
+    return [f"{theirs * 1e3:.1f}", f"{theirs / ours:.1f}", f"{error:.0e}"]
+
+
+def _difference(found: Tensors, reference: Tensors) -> float:
+    """Largest difference of outputs and gradients, relative to the largest entry of each."""
+    pairs = zip(found, reference, strict=True)
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in pairs)
+
+
+def _timed(work: Callable[[], dcx.DeclarativeLayer]) -> tuple[dcx.DeclarativeLayer, float]:
+    began = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - began
+
+
+def measure_memory() -> None:
+    """Peak memory of a forward and backward pass of 256 QPs with n = m = 100, against the data."""
+    case = quadratic(256, 100, 100)
+    values = case.values()
+    layer = dcx.DeclarativeLayer(*case.build())
+    pass_over(layer, [value[:2] for value in values])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pass_over(layer, values)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    data = sum(value.numel() for value in values) * 8
+    matrices = 256 * 200**2 * 8
+    print(
+        f"256 QPs with n = m = 100: peak {peak / 1024:.0f} MiB over the state before; problem data "
+        f"{data / 2**20:.0f} MiB, KKT matrices of order 200 {matrices / 2**20:.0f} MiB; "
+        f"ratio {peak * 1024 / (data + matrices):.1f}"
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=2.0, help="time spent on each median")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory instead")
+    options = parser.parse_args(arguments)
+    warnings.simplefilter("ignore")
+    if options.memory:
+        return measure_memory()
+    if importlib.util.find_spec("cvxpylayers") is None:
+        sys.exit("cvxpylayers is not installed: pip install -e '.[bench]'")
+    table = Table(title="forward and backward, float64, milliseconds (medians)")
+    columns = ["layer (batch, n, m)", "construct", "declarative_cvx"]
+    for peer in PEERS:
+        columns += [f"cvxpylayers {peer}", "ratio", "its error"]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for case in tqdm(CASES, leave=False):
+        table.add_row(*compare(case, options.seconds))
+    console = Console(width=130)
+    console.print(table)
+    console.print(
+        "ratio: how many times faster declarative_cvx is. error: largest relative difference of "
+        f"solutions and gradients from its. torch threads: {torch.get_num_threads()}."
+    )
+
+
+if __name__ == "__main__":
+    main()
