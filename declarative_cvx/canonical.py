@@ -2,22 +2,20 @@
 canonicalisation internals.
 
 CVXPY's reductions are run once, up to the sparse tensors that take parameters to problem data.
-Everything that happens per call afterwards (`ParamConeProgram.apply`, `.recover`) is a few sparse
-products and index operations in torch.
+What happens per call afterwards is in `declarative_cvx.param_program`.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
-import torch
 from cvxpy.constraints import PowCone3D, SvecPSD
 from cvxpy.lin_ops.lin_op import CONSTANT_ID
 from cvxpy.reductions.canonicalization import Canonicalization
@@ -29,13 +27,13 @@ from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
 from cvxpy.reductions.solvers.solving_chain import resolve_and_build_chain
 from cvxpy.utilities import scopes
 from cvxpy.utilities.psd_utils import TriangleKind
-from torch import Tensor
 
 from declarative_cvx.cones import Cone
 from declarative_cvx.elimination import find_elimination
 from declarative_cvx.errors import SpecificationError
 from declarative_cvx.linear_map import SparseMap
-from declarative_cvx.program import ConeProgram, Sparsity, Structure, columns
+from declarative_cvx.param_program import ParamConeProgram, Source
+from declarative_cvx.program import Sparsity, Structure
 
 
 class _Recorder(ConicSolver):
@@ -70,170 +68,6 @@ class _Recorder(ConicSolver):
         raise TypeError("canonicalisation only: this object solves nothing")
 
     cite = solve_via_data
-
-
-@dataclass(frozen=True, eq=False)
-class _Source:
-    """How a variable, or a dual variable, is read off x or y.
-
-    Attributes
-    ----------
-    shape : tuple of int
-    index : ndarray of int64
-        For every entry (C order) the row it is read from; -1 for an entry that is always zero.
-    scale : ndarray or None
-        Factors, None if all are 1.
-    dual : bool
-        Read from y rather than x.
-    """
-
-    shape: tuple[int, ...]
-    index: np.ndarray
-    scale: np.ndarray | None
-    dual: bool
-
-    def read(self, vector: Tensor) -> Tensor:  # (batch, n or m) -> (batch, *shape)
-        index = torch.as_tensor(self.index, device=vector.device)
-        out = columns(vector, index.clamp(min=0))
-        if (self.index < 0).any():
-            out = torch.where(index >= 0, out, 0.0)
-        if self.scale is not None:
-            out = out * torch.as_tensor(self.scale, device=vector.device)
-        return out.reshape(vector.shape[0], *self.shape)
-
-
-@dataclass(frozen=True, eq=False)
-class ParamConeProgram:
-    """A cone program whose data are affine functions of parameters.
-
-    Attributes
-    ----------
-    structure : Structure
-    maps : dict of SparseMap
-        For each of P, q, A, b and the objective's constant "d", the matrix that takes the vector
-        (parameters, their logarithms, 1) to the values.
-    logarithms : tuple of int
-        Positions of the parameters that enter by their logarithm (geometric programs).
-    sources : dict of int to _Source
-        Variable id to where its value is read.
-    gp, maximize : bool
-    """
-
-    structure: Structure
-    maps: dict[str, SparseMap]
-    used: dict[str, np.ndarray]
-    logarithms: tuple[int, ...]
-    sizes: tuple[int, ...]
-    sources: dict[int, _Source]
-    gp: bool
-    maximize: bool
-    _stacked: dict[tuple[str, ...], SparseMap] = field(default_factory=dict)
-
-    def apply(
-        self,
-        parameters: Sequence[Tensor],
-        batched: Sequence[bool],
-        batch: int,
-        device: torch.device,
-    ) -> tuple[ConeProgram, Tensor]:
-        """Problem data for parameter values.
-
-        Parameters
-        ----------
-        parameters : sequence of Tensor
-            In the order given to `canonicalize`; shape (batch, *shape) where `batched`, else
-            (*shape).
-        batched : sequence of bool
-        batch : int
-            Number of elements.
-        device : torch.device
-            Where the data are put.
-
-        Returns
-        -------
-        program : ConeProgram
-        offset : Tensor, shape (batch,)
-            Constant of the objective.
-        """
-        theta = self._stack(parameters, batched, batch, device)  # (entries, batch)
-        varies = self._varies(batched)
-        shared = tuple(name for name in self.maps if not (self.used[name] & varies).any())
-        varying = tuple(name for name in self.maps if name not in shared)
-        values = {**self._values(shared, theta[:, :1]), **self._values(varying, theta)}
-        program = ConeProgram(
-            self.structure,
-            P=values["P"],
-            q=values["q"].expand(batch, -1),
-            A=values["A"],
-            b=values["b"].expand(batch, -1),
-        )
-        return program, values["d"].expand(batch, -1)[:, 0]
-
-    def _values(self, names: tuple[str, ...], theta: Tensor) -> dict[str, Tensor]:
-        """Some of the data, each (batch, entries), by one product with their maps stacked."""
-        if not names:
-            return {}
-        if names not in self._stacked:
-            self._stacked[names] = SparseMap(sp.vstack([self.maps[n].matrix for n in names]))
-        sizes = [self.maps[name].shape[0] for name in names]
-        stacked = self._stacked[names](theta).T.split(sizes, dim=1)
-        return dict(zip(names, stacked, strict=True))
-
-    def _stack(
-        self,
-        parameters: Sequence[Tensor],
-        batched: Sequence[bool],
-        batch: int,
-        device: torch.device,
-    ) -> Tensor:
-        """The vectors (parameters, logarithms, 1), one column per element."""
-        columns = [
-            value.reshape(batch if is_batched else 1, size).expand(batch, size)
-            for value, is_batched, size in zip(parameters, batched, self.sizes, strict=True)
-        ]
-        columns = [column.to(torch.float64) for column in columns]
-        columns += [columns[position].log() for position in self.logarithms]
-        one = torch.ones((batch, 1), dtype=torch.float64, device=device)
-        return torch.cat([*columns, one], dim=1).T
-
-    def _varies(self, batched: Sequence[bool]) -> np.ndarray:
-        """Which entries of the stacked vector differ between elements."""
-        order = [*range(len(self.sizes)), *self.logarithms]
-        flags = [np.full(self.sizes[i], batched[i]) for i in order]
-        return np.concatenate([*flags, [False]])
-
-    def recover(self, variable_id: int, x: Tensor, y: Tensor) -> Tensor:
-        """Value of a variable or dual variable, shape (batch, *shape), from x and y."""
-        source = self.sources[variable_id]
-        if source.dual:
-            return source.read(y)
-        value = source.read(x)
-        return value.exp() if self.gp else value
-
-    def pull_back(self, P: Tensor, q: Tensor, A: Tensor, b: Tensor) -> Tensor:
-        """Gradients with respect to the data, each (batch, entries), as those of the parameters.
-
-        Shape (batch, entries): the stacked parameters, then the logarithms of some of them.
-        """
-        grads = {"P": P, "q": q, "A": A, "b": b}
-        parts = [self.maps[name].transposed(grad.T) for name, grad in grads.items()]
-        return torch.stack(parts).sum(0).T[:, :-1]
-
-    def masks(self, variable_ids: Iterable[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """1 where an entry of x, or of y, is read by one of the variables; (n,) and (m,)."""
-        x = torch.zeros(self.structure.variables, dtype=torch.float64, device=device)
-        y = torch.zeros(self.structure.rows, dtype=torch.float64, device=device)
-        for variable_id in variable_ids:
-            source = self.sources[variable_id]
-            read = source.index[source.index >= 0]
-            (y if source.dual else x)[torch.as_tensor(read, device=device)] = 1.0
-        return x, y
-
-    def value(self, cone_objective: Tensor, offset: Tensor) -> Tensor:
-        """Optimal value of the problem as it was written, shape (batch,)."""
-        value = cone_objective + offset
-        value = -value if self.maximize else value
-        return value.exp() if self.gp else value
 
 
 def canonicalize(
@@ -402,7 +236,7 @@ def _pattern(tensor: sp.csr_array, shape: tuple[int, int]) -> tuple[Sparsity, np
 
 def _primal_sources(
     problem: cp.Problem, cone_prog: ParamConeProg, reductions: _Reductions
-) -> dict[int, _Source]:
+) -> dict[int, Source]:
     """Where every variable is read off x, found by sending numbered entries back."""
     values = cone_prog.split_solution(np.arange(1.0, cone_prog.x.size + 1))
     for reduction, _ in reversed(reductions):
@@ -416,13 +250,13 @@ def _primal_sources(
         code = values.get(variable.id, np.zeros(variable.shape))
         code = code.toarray() if sp.issparse(code) else np.asarray(code)
         index = code.reshape(variable.shape).ravel().astype(np.int64) - 1
-        sources[variable.id] = _Source(variable.shape, index, None, dual=False)
+        sources[variable.id] = Source(variable.shape, index, None, dual=False)
     return sources
 
 
 def _dual_sources(
     problem: cp.Problem, cone_prog: ParamConeProg, reductions: _Reductions, kept: np.ndarray
-) -> dict[int, _Source]:
+) -> dict[int, Source]:
     """Where every constraint's dual variables are read off y, and with which factor.
 
     An entry of a dual is a multiple of one entry of y. CVXPY's own inversion of y = k and
@@ -440,7 +274,7 @@ def _dual_sources(
         scale = np.divide(first, entry, out=np.zeros_like(first), where=first != 0)
         index = place[np.rint(entry).astype(np.int64).ravel() - 1]
         factors = None if np.all(scale[entry != 0] == 1) else scale.ravel()
-        sources[variable.id] = _Source(variable.shape, index, factors, dual=True)
+        sources[variable.id] = Source(variable.shape, index, factors, dual=True)
     return sources
 
 

@@ -1,0 +1,178 @@
+"""A cone program whose data are affine functions of parameters, as torch evaluates it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from declarative_cvx.linear_map import SparseMap
+from declarative_cvx.program import ConeProgram, Structure, columns
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """How a variable, or a dual variable, is read off x or y.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    index : ndarray of int64
+        For every entry (C order) the row it is read from; -1 for an entry that is always zero.
+    scale : ndarray or None
+        Factors, None if all are 1.
+    dual : bool
+        Read from y rather than x.
+    """
+
+    shape: tuple[int, ...]
+    index: np.ndarray
+    scale: np.ndarray | None
+    dual: bool
+
+    def read(self, vector: Tensor) -> Tensor:  # (batch, n or m) -> (batch, *shape)
+        index = torch.as_tensor(self.index, device=vector.device)
+        out = columns(vector, index.clamp(min=0))
+        if (self.index < 0).any():
+            out = torch.where(index >= 0, out, 0.0)
+        if self.scale is not None:
+            out = out * torch.as_tensor(self.scale, device=vector.device)
+        return out.reshape(vector.shape[0], *self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class ParamConeProgram:
+    """A cone program whose data are affine functions of parameters.
+
+    Attributes
+    ----------
+    structure : Structure
+    maps : dict of SparseMap
+        For each of P, q, A, b and the objective's constant "d", the matrix that takes the vector
+        (parameters, their logarithms, 1) to the values.
+    logarithms : tuple of int
+        Positions of the parameters that enter by their logarithm (geometric programs).
+    sources : dict of int to Source
+        Variable id to where its value is read.
+    gp, maximize : bool
+    """
+
+    structure: Structure
+    maps: dict[str, SparseMap]
+    used: dict[str, np.ndarray]
+    logarithms: tuple[int, ...]
+    sizes: tuple[int, ...]
+    sources: dict[int, Source]
+    gp: bool
+    maximize: bool
+    _stacked: dict[tuple[str, ...], SparseMap] = field(default_factory=dict)
+
+    def apply(
+        self,
+        parameters: Sequence[Tensor],
+        batched: Sequence[bool],
+        batch: int,
+        device: torch.device,
+    ) -> tuple[ConeProgram, Tensor]:
+        """Problem data for parameter values.
+
+        Parameters
+        ----------
+        parameters : sequence of Tensor
+            In the order given to `canonicalize`; shape (batch, *shape) where `batched`, else
+            (*shape).
+        batched : sequence of bool
+        batch : int
+            Number of elements.
+        device : torch.device
+            Where the data are put.
+
+        Returns
+        -------
+        program : ConeProgram
+        offset : Tensor, shape (batch,)
+            Constant of the objective.
+        """
+        theta = self._stack(parameters, batched, batch, device)  # (entries, batch)
+        varies = self._varies(batched)
+        shared = tuple(name for name in self.maps if not (self.used[name] & varies).any())
+        varying = tuple(name for name in self.maps if name not in shared)
+        values = {**self._values(shared, theta[:, :1]), **self._values(varying, theta)}
+        program = ConeProgram(
+            self.structure,
+            P=values["P"],
+            q=values["q"].expand(batch, -1),
+            A=values["A"],
+            b=values["b"].expand(batch, -1),
+        )
+        return program, values["d"].expand(batch, -1)[:, 0]
+
+    def _values(self, names: tuple[str, ...], theta: Tensor) -> dict[str, Tensor]:
+        """Some of the data, each (batch, entries), by one product with their maps stacked."""
+        if not names:
+            return {}
+        if names not in self._stacked:
+            self._stacked[names] = SparseMap(sp.vstack([self.maps[n].matrix for n in names]))
+        sizes = [self.maps[name].shape[0] for name in names]
+        stacked = self._stacked[names](theta).T.split(sizes, dim=1)
+        return dict(zip(names, stacked, strict=True))
+
+    def _stack(
+        self,
+        parameters: Sequence[Tensor],
+        batched: Sequence[bool],
+        batch: int,
+        device: torch.device,
+    ) -> Tensor:
+        """The vectors (parameters, logarithms, 1), one column per element."""
+        columns = [
+            value.reshape(batch if is_batched else 1, size).expand(batch, size)
+            for value, is_batched, size in zip(parameters, batched, self.sizes, strict=True)
+        ]
+        columns = [column.to(torch.float64) for column in columns]
+        columns += [columns[position].log() for position in self.logarithms]
+        one = torch.ones((batch, 1), dtype=torch.float64, device=device)
+        return torch.cat([*columns, one], dim=1).T
+
+    def _varies(self, batched: Sequence[bool]) -> np.ndarray:
+        """Which entries of the stacked vector differ between elements."""
+        order = [*range(len(self.sizes)), *self.logarithms]
+        flags = [np.full(self.sizes[i], batched[i]) for i in order]
+        return np.concatenate([*flags, [False]])
+
+    def recover(self, variable_id: int, x: Tensor, y: Tensor) -> Tensor:
+        """Value of a variable or dual variable, shape (batch, *shape), from x and y."""
+        source = self.sources[variable_id]
+        if source.dual:
+            return source.read(y)
+        value = source.read(x)
+        return value.exp() if self.gp else value
+
+    def pull_back(self, P: Tensor, q: Tensor, A: Tensor, b: Tensor) -> Tensor:
+        """Gradients with respect to the data, each (batch, entries), as those of the parameters.
+
+        Shape (batch, entries): the stacked parameters, then the logarithms of some of them.
+        """
+        grads = {"P": P, "q": q, "A": A, "b": b}
+        parts = [self.maps[name].transposed(grad.T) for name, grad in grads.items()]
+        return torch.stack(parts).sum(0).T[:, :-1]
+
+    def masks(self, variable_ids: Iterable[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """1 where an entry of x, or of y, is read by one of the variables; (n,) and (m,)."""
+        x = torch.zeros(self.structure.variables, dtype=torch.float64, device=device)
+        y = torch.zeros(self.structure.rows, dtype=torch.float64, device=device)
+        for variable_id in variable_ids:
+            source = self.sources[variable_id]
+            read = source.index[source.index >= 0]
+            (y if source.dual else x)[torch.as_tensor(read, device=device)] = 1.0
+        return x, y
+
+    def value(self, cone_objective: Tensor, offset: Tensor) -> Tensor:
+        """Optimal value of the problem as it was written, shape (batch,)."""
+        value = cone_objective + offset
+        value = -value if self.maximize else value
+        return value.exp() if self.gp else value
