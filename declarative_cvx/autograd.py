@@ -24,9 +24,10 @@ from declarative_cvx.derivative.regularity import (
 )
 from declarative_cvx.errors import IrregularError, IrregularWarning
 from declarative_cvx.kkt import fold
-from declarative_cvx.program import ConeProgram, Point, Structure, matvec
+from declarative_cvx.program import ConeProgram, Point, Structure
 from declarative_cvx.scaling import Scaling
 from declarative_cvx.solution import ConeSolution
+from declarative_cvx.sparsity import matvec
 
 # Packages whose frames a warning does not point at.
 _OURS = ("declarative_cvx", "torch")

@@ -33,14 +33,16 @@ from declarative_cvx.elimination import find_elimination
 from declarative_cvx.errors import SpecificationError
 from declarative_cvx.linear_map import SparseMap
 from declarative_cvx.param_program import ParamConeProgram, Source
-from declarative_cvx.program import Sparsity, Structure
+from declarative_cvx.program import Structure
+from declarative_cvx.sparsity import Sparsity
 
 
 class _Recorder(ConicSolver):
     """Stands at the end of CVXPY's chain and hands out the parametrized cone program.
 
-    It declares every cone of `Cone` and a quadratic objective, so that CVXPY approximates and
-    rewrites nothing, and no direct cones, so that every constraint is a row of A.
+    It declares every cone of `Cone` and a quadratic objective, so that CVXPY rewrites neither,
+    and no direct cones, so that every constraint is a row of A. (The atoms that CVXPY itself
+    approximates by second-order cones, such as `cp.power` without ``approx=False``, stay so.)
     """
 
     SUPPORTED_CONSTRAINTS = [

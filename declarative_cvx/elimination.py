@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from declarative_cvx.program import ConeProgram, Elimination, Point, Sparsity, Structure, columns
+from declarative_cvx.program import ConeProgram, Elimination, Point, Structure
+from declarative_cvx.sparsity import Sparsity, columns
 
 # Largest number of remaining variables: P becomes a dense matrix over them.
 LARGEST = 1000

@@ -8,7 +8,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from declarative_cvx.cones import Cone
-from declarative_cvx.program import ConeProgram, Sparsity, Structure
+from declarative_cvx.program import ConeProgram, Structure
+from declarative_cvx.sparsity import Sparsity
 
 
 @dataclass(frozen=True)

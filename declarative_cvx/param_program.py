@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.linear_map import SparseMap
-from declarative_cvx.program import ConeProgram, Structure, columns
+from declarative_cvx.program import ConeProgram, Structure
+from declarative_cvx.sparsity import columns
 
 
 @dataclass(frozen=True, eq=False)

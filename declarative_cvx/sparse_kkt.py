@@ -14,7 +14,8 @@ from scipy.sparse.linalg import SuperLU, splu
 from torch import Tensor
 
 from declarative_cvx.cones import ConeDerivative
-from declarative_cvx.program import ConeProgram, Sparsity
+from declarative_cvx.program import ConeProgram
+from declarative_cvx.sparsity import Sparsity
 
 # Tikhonov parameter r, relative to the largest entry, and number of corrections of a least-squares
 # solution: an error along the singular value s shrinks by r^2 / (s^2 + r^2) each time.

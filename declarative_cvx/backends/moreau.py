@@ -12,7 +12,8 @@ import numpy as np
 from declarative_cvx.backends.base import Answer, Backend, Capabilities, Point
 from declarative_cvx.cones import KINDS, Cone
 from declarative_cvx.host import HostProgram, upper_triangle_order
-from declarative_cvx.program import Sparsity, Structure
+from declarative_cvx.program import Structure
+from declarative_cvx.sparsity import Sparsity
 from declarative_cvx.status import Status
 
 _STATUS = {

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.derivative.base import Derivative
-from declarative_cvx.program import ConeProgram, Point, columns
+from declarative_cvx.program import ConeProgram, Point
+from declarative_cvx.sparsity import columns
 
 # Relative residual of the adjoint system, or relative difference between the derivatives on the
 # two sides of a kink, above which an element is irregular.

@@ -1,0 +1,168 @@
+"""Batches of sparse matrices with one pattern: entries, blocks, dense forms and products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Matrices with at most this many places for each stored entry are multiplied as dense ones.
+DENSE_SHARE = 8
+
+
+def columns(v: Tensor, index: Tensor) -> Tensor:
+    """``v[:, index]`` for v of shape (batch, entries, ...), several times faster on a CPU."""
+    shape = (v.shape[0], len(index), *v.shape[2:])
+    return v.gather(1, index.reshape(1, -1, *(1 for _ in v.shape[2:])).expand(shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Entries of a matrix by their places among the stored values; -1 where none is stored."""
+
+    places: np.ndarray
+    takes_all: bool = False  # whether every stored value is read
+
+    def read(self, values: Tensor) -> Tensor:
+        """The entries, shape (batch, *places.shape), of values (batch, nnz)."""
+        source, target = self._index(values.device)
+        batch, size = values.shape[0], self.places.size
+        stored = values if source is None else columns(values, source)
+        if target is not None:
+            index = target.expand(batch, -1)
+            stored = values.new_zeros((batch, size)).scatter(1, index, stored)
+        return stored.reshape(batch, *self.places.shape)
+
+    @cached_property
+    def stored(self) -> int:
+        """How many of the entries are stored."""
+        return int((self.places >= 0).sum())
+
+    def _index(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """Which values to take (None: all, in order), and where they go (None: one by one)."""
+        cache = self.__dict__.setdefault("_cache", {})
+        if device not in cache:
+            flat = self.places.ravel()
+            target = np.flatnonzero(flat >= 0)
+            source = flat[target]
+            in_order = self.takes_all and np.array_equal(source, np.arange(source.size))
+            cache[device] = (
+                None if in_order else torch.as_tensor(source, device=device),
+                None if target.size == flat.size else torch.as_tensor(target, device=device),
+            )
+        return cache[device]
+
+    def __getstate__(self) -> dict:
+        return {"places": self.places, "takes_all": self.takes_all}
+
+
+@dataclass(frozen=True, eq=False)
+class Sparsity:
+    """Positions of the stored entries of a matrix, sorted by row, then column (CSR order).
+
+    Attributes
+    ----------
+    shape : (int, int)
+    rows, cols : ndarray of int64, shape (nnz,)
+    """
+
+    shape: tuple[int, int]
+    rows: np.ndarray
+    cols: np.ndarray
+
+    @property
+    def nnz(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def row_offsets(self) -> np.ndarray:
+        """CSR row pointers, shape (rows + 1,)."""
+        return np.searchsorted(self.rows, np.arange(self.shape[0] + 1))
+
+    @cached_property
+    def csc_order(self) -> np.ndarray:
+        """Permutation that takes the stored entries to CSC order."""
+        return np.lexsort((self.rows, self.cols))
+
+    @cached_property
+    def upper_csc_order(self) -> np.ndarray:
+        """As `csc_order`, entries of the upper triangle only."""
+        order = self.csc_order
+        return order[self.rows[order] <= self.cols[order]]
+
+    @cached_property
+    def transposed_order(self) -> np.ndarray:
+        """For a symmetric pattern: where entry (j, i) stands, for every entry (i, j)."""
+        return np.lexsort((self.rows, self.cols))
+
+    def is_full(self) -> bool:
+        """Whether every entry is stored, so that values reshape to matrices."""
+        return self.nnz == self.shape[0] * self.shape[1]
+
+    @cached_property
+    def is_dense(self) -> bool:
+        """Whether products are faster with dense matrices than entry by entry."""
+        return 0 < self.shape[0] * self.shape[1] <= DENSE_SHARE * self.nnz
+
+    def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rows and columns as tensors on a device."""
+        cache = self.__dict__.setdefault("_index", {})
+        if device not in cache:
+            cache[device] = (
+                torch.as_tensor(self.rows, device=device),
+                torch.as_tensor(self.cols, device=device),
+            )
+        return cache[device]
+
+    def block(self, rows: np.ndarray, cols: np.ndarray) -> Block:
+        """The submatrix of these rows and columns, to be read off stored values."""
+        places = np.full(self.shape, -1, dtype=np.int64)
+        places[self.rows, self.cols] = np.arange(self.nnz)
+        return Block(places[np.ix_(rows, cols)])
+
+    @cached_property
+    def whole(self) -> Block:
+        """The matrix itself, to be read off stored values."""
+        block = self.block(np.arange(self.shape[0]), np.arange(self.shape[1]))
+        return replace(block, takes_all=True)
+
+    def __getstate__(self) -> dict:
+        return {"shape": self.shape, "rows": self.rows, "cols": self.cols}
+
+
+def to_dense(values: Tensor, sparsity: Sparsity) -> Tensor:
+    """Stored entries (batch, nnz) to matrices (batch, rows, cols)."""
+    if sparsity.is_full():
+        return values.reshape(values.shape[0], *sparsity.shape)
+    return sparsity.whole.read(values)
+
+
+def matmul(values: Tensor, sparsity: Sparsity, v: Tensor, transpose: bool = False) -> Tensor:
+    """Products of a batch of sparse matrices with several vectors each.
+
+    Parameters
+    ----------
+    values : Tensor, shape (batch or 1, nnz)
+    sparsity : Sparsity
+    v : Tensor, shape (batch, cols, columns), or (batch, rows, columns) with `transpose`
+    transpose : bool
+        Multiply by the transposed matrices.
+
+    Returns
+    -------
+    Tensor, shape (batch, rows, columns), or (batch, cols, columns) with `transpose`
+    """
+    rows, cols = sparsity.index(v.device)
+    size = sparsity.shape[0]
+    if transpose:
+        rows, cols, size = cols, rows, sparsity.shape[1]
+    products = values[:, :, None] * columns(v, cols)
+    return v.new_zeros((v.shape[0], size, v.shape[2])).index_add(1, rows, products)
+
+
+def matvec(values: Tensor, sparsity: Sparsity, v: Tensor, transpose: bool = False) -> Tensor:
+    """As `matmul` for one vector each: v of shape (batch, cols or rows)."""
+    return matmul(values, sparsity, v[:, :, None], transpose)[:, :, 0]
