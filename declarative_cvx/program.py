@@ -137,6 +137,11 @@ class ConeProgram:
         return self.q.shape[0]
 
     @cached_property
+    def absolute(self) -> ConeProgram:
+        """The program whose data are the absolute values."""
+        return replace(self, P=self.P.abs(), q=self.q.abs(), A=self.A.abs(), b=self.b.abs())
+
+    @cached_property
     def dense_P(self) -> Tensor:
         """The matrices P, shape (batch or 1, n, n)."""
         return to_dense(self.P, self.structure.P)

@@ -15,7 +15,7 @@ from declarative_cvx.kkt import solve_kkt
 from declarative_cvx.least_squares import RANK_TOLERANCE
 from declarative_cvx.optimality import residual_map
 from declarative_cvx.program import ConeProgram
-from declarative_cvx.residuals import SMALLEST_SCALE
+from declarative_cvx.residuals import scales
 
 MAX_STEPS = 12
 MAX_HALVINGS = 8
@@ -49,7 +49,7 @@ def refine(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tenso
         with those of the points that came.
     """
     point = torch.cat([x, s - y], 1)  # (batch, n + m)
-    scale = _scales(program, x, y, s)
+    scale = torch.cat(scales(program, x, y, s), 1)
     best = _Best(point, _merit(program, point, scale))
     _full_steps(program, best, scale)
     _shortened_steps(program, best, scale)
@@ -144,24 +144,8 @@ def refine_ray(program: ConeProgram, x: Tensor) -> Tensor:
     return x - (vectors @ parts)[:, :, 0]
 
 
-def _scales(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> Tensor:
-    """Sizes of the terms of the two parts of the residual map, shape (batch, 2)."""
-
-    def size(*terms: Tensor) -> Tensor:
-        largest = [term.abs().amax(1) for term in terms if term.shape[1]]
-        return torch.stack(torch.broadcast_tensors(*largest)).amax(0).clamp(min=SMALLEST_SCALE)
-
-    dual = size(program.P_times(x), program.q, program.At_times(y))
-    if not s.shape[1]:
-        return torch.stack([dual, torch.ones_like(dual)], 1)
-    return torch.stack([dual, size(program.A_times(x), s, program.b)], 1)
-
-
 def _merit(program: ConeProgram, point: Tensor, scale: Tensor) -> Tensor:
     """Largest relative residual of each element, shape (batch,)."""
     n = program.structure.variables
-    dual, primal = residual_map(program, point[:, :n], point[:, n:])
-    worst = dual.abs().amax(1) / scale[:, 0]
-    if primal.shape[1]:
-        worst = torch.maximum(worst, primal.abs().amax(1) / scale[:, 1])
-    return worst
+    both = torch.cat(residual_map(program, point[:, :n], point[:, n:]), 1)
+    return (both / scale).abs().amax(1)

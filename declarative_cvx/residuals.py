@@ -14,9 +14,10 @@ from torch import Tensor
 
 from declarative_cvx.program import ConeProgram
 
-# A problem whose data and solution are all (nearly) zero has no scale of its own: terms smaller
-# than this are measured absolutely, in units of it.
+# Conditions whose terms are all (nearly) zero have no scale of their own: terms smaller than this
+# are measured absolutely, in units of it. (Programs come in units of size one.)
 SMALLEST_SCALE = 1e-3
+SMALLEST_SHARE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class Residuals:
     Attributes
     ----------
     primal : Tensor, shape (batch,)
-        ||A x + s - b|| in units of the largest term.
+        A x + s - b, every row in units of its own largest term; the worst row.
     dual : Tensor, shape (batch,)
-        ||P x + q + A'y|| likewise.
+        P x + q + A'y likewise.
     gap : Tensor, shape (batch,)
-        |x'P x + q'x + b'y| in units of the objective's terms.
+        The larger of |x'P x + q'x + b'y| and |s'y|, in units of the objective's terms.
     cone : Tensor, shape (batch,)
         Distance of s from K and of y from K*, the larger one.
     """
@@ -66,9 +67,33 @@ def _norm(v: Tensor) -> Tensor:
     return v.abs().amax(1)
 
 
-def _ratio(error: Tensor, *terms: Tensor) -> Tensor:
-    scale = torch.stack(torch.broadcast_tensors(*terms)).amax(0)
-    return error / scale.clamp(min=SMALLEST_SCALE)
+def scales(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Sizes of the terms of every optimality condition.
+
+    Parameters
+    ----------
+    program : ConeProgram
+    x : Tensor, shape (batch, n)
+    y, s : Tensor, shape (batch, m)
+
+    Returns
+    -------
+    dual : Tensor, shape (batch, n)
+        Of P x + q + A'y: the larger of |P| |x|, |q| and |A|'|y|, entry by entry, so that an
+        entry of 1e10 in one place makes nothing elsewhere look small.
+    primal : Tensor, shape (batch, m)
+        Of A x + s - b likewise.
+    """
+    sizes = program.absolute
+    # An entry of x (or y) that is zero at the solution is known to a share of the largest one.
+    x = x.abs() + SMALLEST_SHARE * _norm(x)[:, None]
+    y = y.abs() + SMALLEST_SHARE * _norm(y)[:, None]
+    dual = torch.maximum(sizes.P_times(x), sizes.At_times(y))
+    primal = torch.maximum(sizes.A_times(x), s.abs())
+    return (
+        torch.maximum(dual, sizes.q).clamp(min=SMALLEST_SCALE),
+        torch.maximum(primal, sizes.b).clamp(min=SMALLEST_SCALE),
+    )
 
 
 def residuals(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> Residuals:
@@ -89,21 +114,18 @@ def residuals(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> Residual
     x, y, s = (torch.where(finite[:, None], v, 0.0) for v in (x, y, s))
     cone = program.structure.cone
     Px, Ax, Aty = program.P_times(x), program.A_times(x), program.At_times(y)
-    xPx, qx, by = (x * Px).sum(1), (x * program.q).sum(1), (y * program.b).sum(1)
+    dual_scale, primal_scale = scales(program, x, y, s)
     s_error, y_error = s - cone.project(s), y - cone.project_dual(y)
-    # The bounds |P| |x| and |A| |x| on the terms, rather than the terms themselves, keep the
-    # scale meaningful where the terms cancel to zero at the solution.
-    P_size, A_size, x_size = _norm(program.P), _norm(program.A), _norm(x)
-    primal_terms = (A_size * x_size, _norm(s), _norm(program.b))
+    y_scale = _norm(y).clamp(min=SMALLEST_SCALE)
+    xPx, qx, by = (x * Px).sum(1), (x * program.q).sum(1), (y * program.b).sum(1)
+    value_scale = torch.stack([xPx, qx, by]).abs().amax(0).clamp(min=SMALLEST_SCALE)
+    gap = torch.maximum((xPx + qx + by).abs(), (s * y).sum(1).abs())
     found = (
-        _ratio(_norm(Ax + s - program.b), *primal_terms),
-        _ratio(_norm(Px + program.q + Aty), P_size * x_size, A_size * _norm(y),
-                    _norm(program.q)),
-        _ratio((xPx + qx + by).abs(), xPx.abs(), qx.abs(), by.abs()),
-        torch.maximum(
-            _ratio(_norm(s_error), *primal_terms), _ratio(_norm(y_error), _norm(y))
-        ),
-    )  # fmt: skip
+        _norm((Ax + s - program.b) / primal_scale),
+        _norm((Px + program.q + Aty) / dual_scale),
+        gap / value_scale,
+        torch.maximum(_norm(s_error / primal_scale), _norm(y_error) / y_scale),
+    )
     return Residuals(*(torch.where(finite, violation, torch.nan) for violation in found))
 
 

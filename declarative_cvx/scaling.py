@@ -74,10 +74,14 @@ class Scaling:
 
 
 def _size(values: Tensor) -> Tensor:
-    """Largest absolute entry of each element, shape (batch or 1, 1)."""
-    if values.shape[1] == 0:
-        return values.new_zeros((values.shape[0], 1))
-    return values.abs().amax(1, keepdim=True)
+    """Geometric mean of the nonzero entries' sizes, shape (batch or 1, 1); 0 if there are none.
+
+    One entry of 1e10, a bound that stands for none, does not decide the units of the others.
+    """
+    nonzero = values != 0
+    count = nonzero.sum(1, keepdim=True)
+    logs = torch.where(nonzero, values, 1.0).abs().log().sum(1, keepdim=True)
+    return torch.where(count > 0, (logs / count.clamp(min=1)).exp(), 0.0)
 
 
 def _power(values: Tensor) -> Tensor:

@@ -50,32 +50,52 @@ class ConeSolution:
     y, s : Tensor, shape (batch, m)
         For an element that is INFEASIBLE y is the certificate, for an UNBOUNDED one x is.
     status : Tensor of int64, shape (batch,)
+    source : Tensor of int64, shape (batch,)
+        Which of the attempts gave each element its answer.
     residuals : Residuals
     attempts : tuple of Attempt
-        What was tried, in order; the last attempt that names an element gave its answer.
+        What was tried, in order.
     """
 
     x: Tensor
     y: Tensor
     s: Tensor
     status: Tensor
+    source: Tensor
     residuals: Residuals
     attempts: tuple[Attempt, ...]
+
+    def attempt_of(self, element: int) -> tuple[Attempt, int]:
+        """The attempt that gave an element its answer, and the element's place in it."""
+        attempt = self.attempts[int(self.source[element])]
+        return attempt, attempt.elements.index(element)
 
     @property
     def solved(self) -> Tensor:
         """Whether each element has a verified solution, bool, shape (batch,)."""
         return self.status == int(Status.OPTIMAL)
 
-    def merge(self, other: ConeSolution, index: Tensor) -> ConeSolution:
-        """This solution with the elements named by `index` replaced by those of `other`."""
+    def merge(self, other: ConeSolution, index: Tensor, better: Tensor) -> ConeSolution:
+        """This solution after another attempt.
+
+        Parameters
+        ----------
+        other : ConeSolution
+            Of some elements.
+        index : Tensor of int64
+            Their places in this solution.
+        better : Tensor of int64
+            Which of them are taken from `other`.
+        """
+        at = index[better]
         return replace(
             self,
-            x=self.x.index_copy(0, index, other.x),
-            y=self.y.index_copy(0, index, other.y),
-            s=self.s.index_copy(0, index, other.s),
-            status=self.status.index_copy(0, index, other.status),
-            residuals=self.residuals.merge(other.residuals, index),
+            x=self.x.index_copy(0, at, other.x[better]),
+            y=self.y.index_copy(0, at, other.y[better]),
+            s=self.s.index_copy(0, at, other.s[better]),
+            status=self.status.index_copy(0, at, other.status[better]),
+            source=self.source.index_fill(0, at, len(self.attempts)),
+            residuals=self.residuals.merge(other.residuals.select(better), at),
             attempts=self.attempts + other.attempts,
         )
 
@@ -133,23 +153,19 @@ class Solution:
 
     @property
     def backend(self) -> tuple[str, ...]:
-        return tuple(attempt.backend for attempt, _ in self._last_attempts())
+        names = [attempt.backend for attempt in self.cone.attempts]
+        return tuple(names[source] for source in self.cone.source.tolist())
 
     @property
     def iterations(self) -> tuple[int, ...]:
-        return tuple(attempt.iterations[at] for attempt, at in self._last_attempts())
+        return tuple(
+            attempt.iterations[at]
+            for attempt, at in map(self.cone.attempt_of, range(len(self.cone.status)))
+        )
 
     @property
     def seconds(self) -> float:
         return sum(attempt.seconds for attempt in self.cone.attempts)
-
-    def _last_attempts(self) -> list[tuple[Attempt, int]]:
-        last = {
-            element: (attempt, at)
-            for attempt in self.cone.attempts
-            for at, element in enumerate(attempt.elements)
-        }
-        return [last[element] for element in sorted(last)]
 
     def __repr__(self) -> str:
         names = [status.name for status in self.status]
@@ -175,8 +191,7 @@ def describe_failures(solution: ConeSolution, limit: int = 10) -> str:
 
 
 def _describe(solution: ConeSolution, element: int) -> str:
-    attempt = next(a for a in reversed(solution.attempts) if element in a.elements)
-    at = attempt.elements.index(element)
+    attempt, at = solution.attempt_of(element)
     status = Status(int(solution.status[element]))
     text = f"element {element}: {status.name} by {attempt.backend} ({attempt.said[at]!r}, "
     text += f"{attempt.iterations[at]} iterations"

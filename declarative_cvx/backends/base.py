@@ -124,7 +124,7 @@ class Backend(ABC):
     capabilities: ClassVar[Capabilities]
     aliases: ClassVar[Mapping[str, str]] = {}
 
-    tol: float = 1e-9
+    tol: float = 1e-8
     max_iters: int | None = None
     time_limit: float | None = None
     verbose: bool = False

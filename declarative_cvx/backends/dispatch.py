@@ -101,10 +101,12 @@ def solve(
         everything = len(pending) == program.batch
         part = program if everything else program.select(pending)
         attempt = _attempt(part, backend, start, pending)
-        solution = solution.merge(attempt, pending)
-        settled = [status.value for status in Status if status.final]
-        open_ = ~torch.isin(attempt.status, torch.tensor(settled, device=pending.device))
-        pending = pending[open_]
+        settled = torch.tensor([status.value for status in Status if status.final])
+        final = torch.isin(attempt.status, settled.to(pending.device))
+        worst = solution.residuals.worst[pending]
+        better = final | ~(attempt.residuals.worst >= worst) | torch.isnan(worst)
+        solution = solution.merge(attempt, pending, torch.where(better)[0])
+        pending = pending[~final]
     x, y, s = scaling.restore(solution.x, solution.y, solution.s)
     return replace(solution, x=x, y=y, s=s)
 
@@ -117,6 +119,7 @@ def _nothing(program: ConeProgram) -> ConeSolution:
         y=torch.full_like(b, torch.nan),
         s=torch.full_like(b, torch.nan),
         status=torch.full((batch,), int(Status.NUMERICAL_ERROR), device=q.device),
+        source=torch.zeros(batch, dtype=torch.int64, device=q.device),
         residuals=Residuals(nan, nan, nan, nan),
         attempts=(),
     )
@@ -143,7 +146,7 @@ def _attempt(
         iterations=tuple(answer.iterations),
         seconds=time.perf_counter() - began,
     )
-    return ConeSolution(x, y, s, status, found, (attempt,))
+    return ConeSolution(x, y, s, status, torch.zeros_like(status), found, (attempt,))
 
 
 def _extend(program: ConeProgram, reduced: ConeProgram, answer: Answer) -> Point:

@@ -41,6 +41,8 @@ class ECOS(ElementwiseBackend):
         licence="GPL-3.0",
     )
 
+    tol: float = 1e-9  # at 1e-8 its certificates of infeasibility are only good to 1e-5
+
     @classmethod
     def native_settings(cls) -> frozenset[str]:
         return frozenset(

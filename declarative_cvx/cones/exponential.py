@@ -20,8 +20,9 @@ and its projection is :math:`s\,a(\rho)`.  That leaves one equation in one unkno
     \theta = \frac{s\,a'\!\cdot c}{s\,a'\!\cdot c + t\,b'\!\cdot c} \in (0, 1), \qquad
     d\rho = \frac{c \cdot dv}{s\,a'\!\cdot c + t\,b'\!\cdot c},
 
-where every term of both denominators is positive, so nothing cancels.  All vectors are scaled by
-a power of :math:`e^{-|\rho|}`, so nothing overflows.
+where every term of both denominators is positive, so nothing cancels; up to a factor that
+:math:`a` and :math:`b` leave open, :math:`a'\!\cdot c = |b|^2` and :math:`b'\!\cdot c = |a|^2`.
+All vectors are scaled by a power of :math:`e^{-|\rho|}`, so nothing overflows.
 
 References
 ----------
@@ -38,255 +39,237 @@ from torch import Tensor
 
 __all__ = ["derivative", "project"]
 
-_ITERATIONS = 14
-_POLISHING_STEPS = 2
+_STEPS = 3
+_BRACKETED_STEPS = 100
+# The error is of the order of the cube of the last step.
+_LAST_STEP, _LAST_STEP_RATIO = 3e-6, 1e-10
 # Beyond these the neglected parts are far below the rounding of a point of unit size.
 _LARGEST_START = 1e40
 _LONGEST_SEARCH = 800.0
-
-
-class _Pieces(NamedTuple):
-    """Which piece of the projection holds at each point (shapes ``(...)``)."""
-
-    scale: Tensor
-    """Largest absolute entry, 1 for the zero vector."""
-    in_cone: Tensor
-    in_polar: Tensor
-    on_face: Tensor
-    """The projection is ``(x, 0, max(z, 0))``."""
-    curved: Tensor
-    """The projection lies on the curved boundary."""
-
-
-class _Frame(NamedTuple):
-    """The decomposition of a point along the orthogonal vectors a, b, c, all suitably scaled."""
-
-    ray: Tensor
-    """Parallel to a, shape ``(..., 3)``."""
-    tangent: Tensor
-    """Parallel to c, shape ``(..., 3)``."""
-    numerator: Tensor
-    """``s a'.c`` in the scaling of ``tangent``."""
-    denominator: Tensor
-    """``s a'.c + t b'.c`` in the scaling of ``tangent``."""
+_SMALLEST = 5e-324
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1)
 
 
-def _pieces(v: Tensor) -> _Pieces:
-    size = v.abs().amax(-1)
-    scale = torch.where(size > 0, size, torch.ones_like(size))
-    x, y, z = (v / scale.unsqueeze(-1)).unbind(-1)
-    one = torch.ones_like(x)
-    safe_x, safe_y = torch.where(x > 0, x, one), torch.where(y > 0, y, one)
-    in_cone = ((y > 0) & (y * torch.exp(x / safe_y) <= z)) | ((x <= 0) & (y == 0) & (z >= 0))
-    in_polar = ((x > 0) & (x * torch.exp(y / safe_x - 1) <= -z)) | ((x == 0) & (y <= 0) & (z <= 0))
-    in_polar = in_polar & ~in_cone
-    on_face = (x <= 0) & (y <= 0) & ~in_cone & ~in_polar
-    return _Pieces(scale, in_cone, in_polar, on_face, ~(in_cone | in_polar | on_face))
+def _sizes(v: Tensor) -> Tensor:
+    """Largest absolute entries, not 0, shape (..., 1); constants for differentiation."""
+    return v.detach().abs().amax(-1, keepdim=True).clamp(min=_SMALLEST)
 
 
-def _curved_point(v: Tensor, pieces: _Pieces) -> Tensor:
-    """Points scaled to unit size; where the curved piece does not hold, a harmless point of it."""
-    harmless = torch.cumsum(torch.ones_like(v), -1) % 3  # (1, 2, 0), which is a(0) + b(0)
-    return torch.where(pieces.curved.unsqueeze(-1), v / pieces.scale.unsqueeze(-1), harmless)
+def _pieces(unit: Tensor) -> tuple[Tensor, Tensor]:
+    """Which points project to the curved boundary, and the derivative's diagonal at the others."""
+    x, y, z = unit.unbind(-1)
+    zero = torch.zeros_like(x)
+    x_positive, y_positive, z_nonpositive = x > zero, y > zero, z <= zero
+    quadrant = ~(x_positive | y_positive)
+    in_cone = y_positive & (y * torch.exp(x / y) <= z)
+    in_polar = x_positive & (x * torch.exp(y / x - 1) <= -z)
+    curved = ~(quadrant | in_cone | in_polar)
+    in_cone = in_cone | (quadrant & (y == zero) & (z >= zero))
+    # There the projection is (x, 0, max(z, 0)).
+    on_face = quadrant & ~(in_cone | ((x == zero) & z_nonpositive))
+    diagonal = (in_cone | on_face, in_cone, in_cone | (on_face & ~z_nonpositive))
+    return curved, torch.stack(diagonal, -1).to(unit.dtype)
 
 
-def _frame(v: Tensor, rho: Tensor) -> _Frame:
-    positive = rho >= 0
-    # torch.abs has derivative 0 at 0, which would be wrong here.
-    e = torch.exp(torch.where(positive, -rho, rho))
-    one, gap = torch.ones_like(e), rho * rho - rho + 1
-    outer, inner = torch.where(positive, e, one), torch.where(positive, one, e)
+def _boundary(rho: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rays a and b, shapes (..., 3), scaled by the factors exp(min(-rho, 0)), exp(min(rho, 0))."""
+    # With torch.abs, whose derivative is 0 at 0, the ratio would not be differentiated rightly.
+    exponent = rho.clamp(max=0)
+    outer, inner = torch.exp(exponent - rho), torch.exp(exponent)
     ray = torch.stack((rho * outer, outer, inner), -1)
-    normal = torch.stack((inner, (1 - rho) * inner, -outer), -1)
-    tangent = torch.stack(
-        (
-            outer * outer + (1 - rho) * inner * inner,
-            -(inner * inner + rho * outer * outer),
-            gap * e,
-        ),
-        -1,
-    )
-    along_ray = (_dot(v, ray) / _dot(ray, ray)).clamp(min=0)
-    along_normal = (_dot(v, normal) / _dot(normal, normal)).clamp(min=0)
-    numerator = along_ray * outer * (outer * outer + inner * inner * ((rho - 1) ** 2 + 1))
-    remainder = along_normal * inner * (inner * inner + outer * outer * (rho * rho + 1))
-    return _Frame(ray, tangent, numerator, numerator + remainder)
+    normal = torch.stack((inner, inner - rho * inner, -outer), -1)
+    return ray, normal, outer, inner
 
 
-def _solve(v: Tensor) -> Tensor:
-    """Parameter rho of points that project to the curved boundary (no derivative).
+def _frame(unit: Tensor, rho: Tensor, used: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return a, c = b x a, ``s a'.c`` and ``s a'.c + t b'.c`` (1 where it is not used)."""
+    ray, normal, outer, inner = _boundary(rho)
+    ray_square, normal_square = _dot(ray, ray), _dot(normal, normal)
+    along_ray = (_dot(unit, ray) / ray_square).clamp(min=0)
+    along_normal = (_dot(unit, normal) / normal_square).clamp(min=0)
+    numerator = along_ray * outer * normal_square
+    denominator = numerator + along_normal * inner * ray_square
+    denominator = torch.where(used, denominator, 1.0)
+    return ray, torch.linalg.cross(normal, ray), numerator, denominator
+
+
+class _Equation(NamedTuple):
+    """The equation for rho, of points that project to the curved boundary (shapes ``(n,)``).
 
     With r = abs(rho), and S the coefficient of the ray that grows like exp(r), the equation for
-    either sign of rho is S exp(r) - T exp(-r) = Z, where S D = S0 + S1 r, T D = T0 - T1 r and
-    D = r^2 -+ r + 1.  The unknown is the distance of r to the left end of its interval.
+    either sign of rho is S exp(r) - T exp(-r) = level, where S D = s0 + s1 r, T D = t0 - t1 r and
+    D = r^2 -+ r + 1.  Multiplied by D exp(-r), it is k(r) = 0; k' is positive at the root.
     """
-    x, y, z = v.unbind(-1)
-    zero = torch.zeros_like(x)
-    positive = (x > 0) & ((y < x) | (y - 2 * x - z < 0))
-    sign = torch.where(positive, 1.0, -1.0).to(v.dtype)
-    s0, t0 = torch.where(positive, y - x, x), torch.where(positive, x, y - x)
+
+    sign: Tensor
+    """Sign of rho."""
+    level: Tensor
+    s0: Tensor
+    s1: Tensor
+    t0: Tensor
+    t1: Tensor
+    lower: Tensor
+    """Left end of the interval that contains r."""
+    upper: Tensor
+    one: Tensor
+
+    def guess(self) -> Tensor:
+        """Solve s1 (r - end) = D exp(-r) (level + T exp(-r)) with the right side of the last r.
+
+        The left side is 0 at the end, and near it a solution w = r - end of w exp(w) = C, with w
+        small, is log(1 + C), which is used throughout.
+        """
+        level, r, end = self.level.clamp(min=0), self.lower, -self.s0 / self.s1
+        for _ in range(2):
+            gap = torch.addcmul(self.one, r, r - self.sign)
+            rest = torch.addcmul(self.t0, self.t1, r, value=-1).clamp(min=0)
+            mass = torch.addcmul(rest * torch.exp(-r), level, gap)
+            r = end + torch.nn.functional.softplus(torch.log(mass / self.s1) - self.lower)
+            r = torch.clamp(r, self.lower, self.upper)
+        return r
+
+    def step(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Return k(r), and the step to the root of A + B exp(C r) with its two derivatives."""
+        e, difference = torch.exp(-r), r - self.sign
+        s = torch.addcmul(self.s0, self.s1, r)
+        t = torch.addcmul(self.t0, self.t1, r, value=-1) * e
+        gap = torch.addcmul(self.one, r, difference)
+        value = torch.addcmul(s, e, torch.addcmul(t, self.level, gap), value=-1)
+        s, t = s + self.s1, torch.addcmul(t, self.t1, e)
+        decline = torch.addcmul(t, self.level, r + difference, value=-1)
+        slope = torch.addcmul(s, e, decline)
+        decline = torch.addcmul(t, self.t1, e).add(self.level, alpha=2)
+        bend = torch.addcmul(s + self.s1, e, decline, value=-1)
+        newton = value / slope
+        # The number that is added only avoids 0 / 0.
+        ratio = (newton * bend / slope).clamp(max=0.99) + 1e-300
+        return value, newton * torch.log1p(-ratio) / ratio
+
+
+def _equation(unit: Tensor) -> _Equation:
+    x, y, z = unit.unbind(-1)
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    difference = y - x
+    positive = (x > zero) & (torch.minimum(difference, difference - x - z) < zero)
+    sign = torch.where(positive, one, -one)
+    s0, t0 = torch.where(positive, difference, x), torch.where(positive, x, difference)
     s1, t1 = torch.where(positive, x, y), torch.where(positive, y, x)
-    level = sign * z
-    start = (-s0 / s1).clamp(0.0, _LARGEST_START)
-    offset = (s0 / s1).clamp(0.0, torch.finfo(v.dtype).max)
-    lower = zero
-    safe_t1 = torch.where(t1 > 0, t1, torch.ones_like(t1))
-    upper = torch.where(t1 > 0, t0 / safe_t1 - start, zero + _LONGEST_SEARCH)
-    upper = upper.clamp(0.0, _LONGEST_SEARCH)
+    lower = (-s0 / s1).clamp(0.0, _LARGEST_START)
+    upper = torch.maximum(torch.where(t1 > zero, t0 / t1, torch.inf), lower)
+    upper = torch.minimum(upper, lower + _LONGEST_SEARCH)
+    return _Equation(sign, sign * z, s0, s1, t0, t1, lower, upper, one)
 
-    # Level < 0 keeps the unknown of order one and the equation nearly linear in it.  Otherwise
-    # the logarithm of the equation is nearly linear in log(expm1(width)).
-    logarithmic = level >= 0
-    gap0 = start * start - sign * start + 1
-    mass0 = level.clamp(min=0) + (t0 - t1 * start).clamp(min=0) / gap0 * torch.exp(-start)
-    guess = torch.log(mass0) - torch.log(s1) + torch.log(gap0) - start
-    guess = torch.nn.functional.softplus(guess) - offset
-    step = torch.where(logarithmic, guess, zero)
-    step = torch.where(step > lower, step, torch.where(logarithmic, lower + 1e-300, lower))
-    step = torch.minimum(step, upper)
 
-    for _ in range(_ITERATIONS):
-        r, width = start + step, offset + step
-        gap, gap_slope = r * r - sign * r + 1, 2 * r - sign
-        e, rest = torch.exp(-r), t0 - t1 * r
-        # Linear form, multiplied by D exp(-r).
-        value = s1 * width - e * (e * rest + level * gap)
-        slope = s1 + e * (e * (t1 + 2 * rest) + level * (gap - gap_slope))
-        linear = step - value / slope
-        # Logarithmic form.
-        small = rest.clamp(min=0) / gap * e
-        mass = level + small
-        log_value = r + torch.log(s1) + torch.log(width) - torch.log(gap) - torch.log(mass)
-        change = -(t1 / gap * e + small * (gap_slope / gap + 1))
-        log_slope = 1 + 1 / width - gap_slope / gap - change / mass
-        newton = -log_value / log_slope
-        # Newton in log(expm1(width)) near the end, where the logarithm is singular.
-        stretched = width.clamp(max=1.0)
-        factor = torch.exp((newton / -torch.expm1(-stretched)).clamp(-700.0, 700.0))
-        curved = torch.log1p(torch.expm1(stretched) * factor) - offset
-        logarithm = torch.where(width < 1, curved, step + newton)
+def _converged(r: Tensor, step: Tensor) -> Tensor:
+    return step.abs() <= _LAST_STEP + _LAST_STEP_RATIO * r
 
-        below = torch.where(logarithmic, log_value, value) < 0
-        lower, upper = torch.where(below, step, lower), torch.where(below, upper, step)
-        candidate = torch.where(logarithmic, logarithm, linear)
+
+def _solve(unit: Tensor) -> Tensor:
+    """Parameter rho of points that project to the curved boundary, shape (n, 3)."""
+    equation = _equation(unit)
+    r = equation.guess()
+    for _ in range(_STEPS):
+        last, r = r, torch.clamp(r + equation.step(r)[1], equation.lower, equation.upper)
+    converged = _converged(r, r - last)
+    if not converged.all():
+        left = (~converged).nonzero()[:, 0]
+        r[left] = _bracketed(_Equation(*(part[left] for part in equation)), r[left])
+    return equation.sign * r
+
+
+def _bracketed(equation: _Equation, r: Tensor) -> Tensor:
+    """Continue with bisection where a step leaves the bracket of the root."""
+    lower, upper = equation.lower, equation.upper
+    for _ in range(_BRACKETED_STEPS):
+        value, step = equation.step(r)
+        below = value < 0
+        lower, upper = torch.where(below, r, lower), torch.where(below, upper, r)
         # Rounding may carry a converged step just past the end of its bracket.
         slack = 1e-12 * (1 + r)
-        inside = (candidate >= lower - slack) & (candidate <= upper + slack)
-        candidate = torch.minimum(torch.maximum(candidate, lower), upper)
-        step = torch.where(inside, candidate, lower + (upper - lower) / 2)
-    return _polish(v, sign * (start + step))
+        inside = (r + step >= lower - slack) & (r + step <= upper + slack)
+        middle = lower + (upper - lower) / 2
+        last, r = r, torch.where(inside, torch.clamp(r + step, lower, upper), middle)
+        if _converged(r, r - last).all():
+            break
+    return r
 
 
-def _polish(v: Tensor, rho: Tensor) -> Tensor:
-    """Newton steps on v.c(rho) = 0, whose rounding is that of a change of v by rounding."""
-    for _ in range(_POLISHING_STEPS):
-        frame = _frame(v, rho)
-        step = _dot(v, frame.tangent) / frame.denominator
-        small = step.abs() <= 1e-2 * (1 + rho.abs())
-        rho = torch.where(small, rho + step, rho)
-    return rho
+class _Decomposition(torch.autograd.Function):
+    """Projections, rho, and the two results of `_pieces`.
 
-
-class _RayParameter(torch.autograd.Function):
-    """The parameter rho as an implicit function of the point, differentiable any number of times.
-
-    Its gradient is written with the saved output, which autograd treats as this same function of
-    the saved input.
+    The gradient of rho, and that of the projection, are written with the saved output rho, which
+    autograd treats as this same function of the saved input; so they are differentiable any
+    number of times without a second solve.  The derivative of the projection is the total one.
     """
 
-    generate_vmap_rule = True
+    @staticmethod
+    def forward(v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        points = v.reshape(-1, 3)
+        scale = _sizes(points)
+        unit = points / scale
+        curved, diagonal = _pieces(unit)
+        projection, rho = diagonal * points, torch.zeros_like(unit[:, 0])
+        index = curved.nonzero()[:, 0]
+        if len(index):
+            chosen = unit[index]
+            rho[index] = parameter = _solve(chosen)
+            ray = _boundary(parameter)[0]
+            length = (_dot(chosen, ray) / _dot(ray, ray)).clamp(min=0)
+            projection[index] = scale[index] * (length.unsqueeze(-1) * ray)
+        batch = v.shape[:-1]
+        results = projection.view(v.shape), rho.view(batch), curved.view(batch)
+        return *results, diagonal.view(v.shape)
 
     @staticmethod
-    def forward(v: Tensor) -> Tensor:
-        return _solve(v)
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(*inputs, *output[1:])
+        ctx.save_for_forward(*inputs, *output[1:])
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.set_materialize_grads(False)  # the projection sends no gradient to rho
-        ctx.save_for_backward(inputs[0], output)
-        ctx.save_for_forward(inputs[0], output)
-
-    @staticmethod
-    def _gradient(v: Tensor, rho: Tensor) -> Tensor:
-        frame = _frame(v, rho)
-        # Rho was cut off there, and the squares below would overflow.
-        saturated = rho.abs() >= 0.5 * _LARGEST_START
-        denominator = torch.where(saturated, torch.ones_like(rho), frame.denominator)
-        gradient = frame.tangent / denominator.unsqueeze(-1)
-        return torch.where(saturated.unsqueeze(-1), torch.zeros_like(gradient), gradient)
+    def vmap(info: Any, in_dims: tuple[int], v: Tensor) -> Any:
+        return _Decomposition.apply(v.movedim(in_dims[0], 0)), (0, 0, 0, 0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Tensor | None:
-        if grads[0] is None:
-            return None
-        return grads[0].unsqueeze(-1) * _RayParameter._gradient(*ctx.saved_tensors)
+        total = None
+        if grads[0] is not None:
+            total = (_jacobian(*ctx.saved_tensors) * grads[0].unsqueeze(-2)).sum(-1)
+        if grads[1] is not None:
+            part = _gradient(*ctx.saved_tensors[:3]) * grads[1].unsqueeze(-1)
+            total = part if total is None else total + part
+        return total
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        return _dot(_RayParameter._gradient(*ctx.saved_tensors), tangents[0])
+    def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        jacobian, gradient = _jacobian(*ctx.saved_tensors), _gradient(*ctx.saved_tensors[:3])
+        move = tangents[0]
+        return (jacobian * move.unsqueeze(-2)).sum(-1), _dot(gradient, move), None, None
 
 
-def _rho(v: Tensor) -> Tensor:
-    return _RayParameter.apply(_curved_point(v, _pieces(v.detach())))
+def _gradient(v: Tensor, rho: Tensor, curved: Tensor) -> Tensor:
+    """Gradient of rho."""
+    scale = _sizes(v)
+    # Beyond, rho was cut off, and the squares would overflow.
+    used = curved & (rho.detach().abs() < 0.5 * _LARGEST_START)
+    _, tangent, _, denominator = _frame(v / scale, rho, used)
+    gradient = tangent / (denominator.unsqueeze(-1) * scale)
+    return torch.where(used.unsqueeze(-1), gradient, 0.0)
 
 
-def _jacobian(v: Tensor, rho: Tensor) -> Tensor:
-    pieces = _pieces(v.detach())
-    frame = _frame(_curved_point(v, pieces), rho)
-    ray = frame.ray / torch.linalg.vector_norm(frame.ray, dim=-1, keepdim=True)
-    tangent = frame.tangent / torch.linalg.vector_norm(frame.tangent, dim=-1, keepdim=True)
-    theta = (frame.numerator / frame.denominator)[..., None, None]
-    curved = ray.unsqueeze(-1) * ray.unsqueeze(-2)
-    curved = curved + theta * (tangent.unsqueeze(-1) * tangent.unsqueeze(-2))
-    face_z = pieces.on_face & (v[..., 2] > 0)
-    diagonal = torch.stack(
-        (pieces.in_cone | pieces.on_face, pieces.in_cone, pieces.in_cone | face_z), -1
-    )
-    flat = torch.diag_embed(diagonal.to(v.dtype))
-    return torch.where(pieces.curved[..., None, None], curved, flat)
-
-
-class _Projection(torch.autograd.Function):
-    """The projection given rho.
-
-    The derivative is the total one, so rho receives none; it is an argument so that the
-    derivative, evaluated at it, is itself differentiable without a second solve.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(v: Tensor, rho: Tensor) -> Tensor:
-        pieces = _pieces(v)
-        scale = pieces.scale.unsqueeze(-1)
-        point = _curved_point(v, pieces)
-        ray = _frame(point, rho).ray
-        length = (_dot(point, ray) / _dot(ray, ray)).clamp(min=0)
-        curved = scale * (length.unsqueeze(-1) * ray)
-        x, y, z = v.unbind(-1)
-        face = torch.stack((x, torch.zeros_like(y), z.clamp(min=0)), -1)
-        flat = torch.where(pieces.on_face.unsqueeze(-1), face, torch.zeros_like(v))
-        flat = torch.where(pieces.in_cone.unsqueeze(-1), v, flat)
-        return torch.where(pieces.curved.unsqueeze(-1), curved, flat)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        jacobian = _jacobian(*ctx.saved_tensors)
-        return (jacobian * grads[0].unsqueeze(-2)).sum(-1), None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        jacobian = _jacobian(*ctx.saved_tensors)
-        return (jacobian * tangents[0].unsqueeze(-2)).sum(-1)
+def _jacobian(v: Tensor, rho: Tensor, curved: Tensor, diagonal: Tensor) -> Tensor:
+    """Derivative of the projection, shape (..., 3, 3)."""
+    ray, tangent, numerator, denominator = _frame(v / _sizes(v), rho, curved)
+    pair = torch.stack((ray, tangent), -2)
+    pair = pair / torch.linalg.vector_norm(pair, dim=-1, keepdim=True)
+    along_ray, along_tangent = (pair.unsqueeze(-1) * pair.unsqueeze(-2)).unbind(-3)
+    theta = (numerator / denominator)[..., None, None]
+    curved_jacobian = along_ray + theta * along_tangent
+    return torch.where(curved[..., None, None], curved_jacobian, torch.diag_embed(diagonal))
 
 
 def project(v: Tensor) -> Tensor:
@@ -309,8 +292,7 @@ def project(v: Tensor) -> Tensor:
     forward, or backward and then once forward; PyTorch does not carry forward mode nested in
     forward mode through custom functions.
     """
-    w = v.to(torch.float64)
-    return _Projection.apply(w, _rho(w)).to(v.dtype)
+    return _Decomposition.apply(v.to(torch.float64))[0].to(v.dtype)
 
 
 def derivative(v: Tensor) -> Tensor:
@@ -335,4 +317,4 @@ def derivative(v: Tensor) -> Tensor:
     Differentiable any number of times by autograd.
     """
     w = v.to(torch.float64)
-    return _jacobian(w, _rho(w)).to(v.dtype)
+    return _jacobian(w, *_Decomposition.apply(w)[1:]).to(v.dtype)

@@ -22,7 +22,9 @@ decomposition gives
     \theta = \frac{s\,p'\!\cdot c}{s\,p'\!\cdot c + t\,q'\!\cdot c} \in (0, 1), \qquad
     d\rho = \frac{c \cdot dv}{s\,p'\!\cdot c + t\,q'\!\cdot c},
 
-where every term of both denominators is positive, so nothing cancels.
+where every term of both denominators is positive, so nothing cancels; up to a factor that
+:math:`p` and :math:`q` leave open, :math:`p'\!\cdot c = |q|^2` and
+:math:`q'\!\cdot c = a b |p|^2`.
 
 The optimality conditions give the first two entries of the projection in terms of its third, r,
 which leaves one equation [1]_.  Here its unknown is :math:`\nu = \frac12 \log(r / (z - r))`, in
@@ -53,23 +55,46 @@ from torch import Tensor
 
 __all__ = ["derivative", "project"]
 
-_ITERATIONS = 10
-_POLISHING_STEPS = 3
+_STEPS = 3
+_BRACKETED_STEPS = 100
+# The error is of the order of the cube of the last step, and is squared once more afterwards.
+_LAST_STEP = 1e-4
+_POLISHING_STEPS = 4
+_LAST_POLISHING_STEP = 1e-8
 # The logarithm of any ratio of two numbers in double precision is smaller.
 _LARGEST_LOGARITHM = 1500.0
+# Of that of an argument, beyond which asinh is the logarithm of its double.
+_LARGE_LOGARITHM = 300.0
+_SMALLEST = 5e-324
 
 
-class _Pieces(NamedTuple):
-    """Which piece of the projection holds at each point (shapes ``(...)``)."""
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-1)
 
-    scale: Tensor
-    """Largest absolute entry, 1 for the zero vector."""
-    in_cone: Tensor
-    in_polar: Tensor
-    on_face: Tensor
-    """z = 0, and the projection is that onto the quadrant."""
-    curved: Tensor
-    """The projection lies on the curved boundary, with z nonzero."""
+
+def _sizes(v: Tensor) -> Tensor:
+    """Largest absolute entries, not 0, shape (..., 1); constants for differentiation."""
+    return v.detach().abs().amax(-1, keepdim=True).clamp(min=_SMALLEST)
+
+
+def _pieces(unit: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """Which points project to the curved boundary, and the derivative's diagonal at the others."""
+    x, y, z = unit.unbind(-1)
+    beta, height, zero = 1 - alpha, z.abs(), torch.zeros_like(x)
+    # Powers of negative numbers are NaN, and comparisons with NaN are false.
+    in_cone = x**alpha * y**beta >= height
+    in_polar = ((-x / alpha) ** alpha * (-y / beta) ** beta >= height) & ~in_cone
+    flat = in_cone | in_polar
+    on_face = (height == zero) & ~flat
+    # Derivative of the third entry by z at z = 0, x y < 0.
+    x_positive = x > zero
+    exponent = torch.where(x_positive, alpha, beta)
+    positive, negative = torch.maximum(x, y), -torch.minimum(x, y)
+    balanced = positive / (positive + 2 * negative)
+    slope = torch.where(exponent == 0.5, balanced, (exponent > 0.5).to(unit.dtype))
+    face = torch.stack((x_positive.to(unit.dtype), (y > zero).to(unit.dtype), slope), -1)
+    diagonal = torch.where(on_face.unsqueeze(-1), face, in_cone.to(unit.dtype).unsqueeze(-1))
+    return ~(flat | on_face), diagonal
 
 
 class _Frame(NamedTuple):
@@ -79,230 +104,207 @@ class _Frame(NamedTuple):
     """Parallel to p, shape ``(..., 3)``."""
     tangent: Tensor
     """Parallel to c, shape ``(..., 3)``."""
+    length: Tensor
+    """s in the scaling of ``ray``."""
     numerator: Tensor
     """``s p'.c`` in the scaling of ``tangent``."""
     denominator: Tensor
     """``s p'.c + t q'.c`` in the scaling of ``tangent``."""
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(-1)
+def _frame(unit: Tensor, alpha: Tensor, rho: Tensor, sign: Tensor) -> _Frame:
+    """Frame of points whose last entry has the given sign, mirrored with it."""
+    # No exponential grows.  torch.abs has derivative 0 at 0, which would be wrong here.
+    beta, first = 1 - alpha, rho.clamp(max=0)
+    second = first - rho
+    outer, inner = torch.exp(second), torch.exp(first)
+    p_z = torch.exp(alpha * first + beta * second)
+    q_z = torch.exp(beta * first + alpha * second)
+    ray = torch.stack((inner, outer, sign * p_z), -1)
+    normal = torch.stack((-alpha * outer, -beta * inner, sign * q_z), -1)
+    tangent = sign.unsqueeze(-1) * torch.linalg.cross(ray, normal)
+    ray_square, normal_square = _dot(ray, ray), _dot(normal, normal)
+    length = (_dot(unit, ray) / ray_square).clamp(min=0)
+    along_normal = (_dot(unit, normal) / normal_square).clamp(min=0)
+    numerator = length * p_z * normal_square
+    remainder = along_normal * (alpha * beta) * q_z * ray_square
+    return _Frame(ray, tangent, length, numerator, numerator + remainder)
 
 
-def _pieces(v: Tensor, alpha: Tensor) -> _Pieces:
-    size = v.abs().amax(-1)
-    scale = torch.where(size > 0, size, torch.ones_like(size))
-    x, y, z = (v / scale.unsqueeze(-1)).unbind(-1)
-    beta, height = 1 - alpha, z.abs()
-    in_cone = (x >= 0) & (y >= 0)
-    in_cone = in_cone & (x.clamp(min=0) ** alpha * y.clamp(min=0) ** beta >= height)
-    dual_x, dual_y = (-x).clamp(min=0) / alpha, (-y).clamp(min=0) / beta
-    in_polar = (x <= 0) & (y <= 0) & (dual_x**alpha * dual_y**beta >= height) & ~in_cone
-    on_face = (z == 0) & ~in_cone & ~in_polar
-    return _Pieces(scale, in_cone, in_polar, on_face, ~(in_cone | in_polar | on_face))
+def _sign(v: Tensor) -> Tensor:
+    last = v.detach()[..., 2]
+    return torch.copysign(torch.ones_like(last), last)
 
 
-def _reflect(u: Tensor, v: Tensor) -> Tensor:
-    """Change the sign of the last entry of u where that of v is negative."""
-    last = torch.cumsum(torch.ones_like(v), -1) == 3
-    return torch.where(last & (v < 0), -u, u)
+class _Equation(NamedTuple):
+    """The equation for nu; first x and y, then points, shapes ``(2, n)`` or ``(n,)``."""
 
+    exponents: Tensor
+    signs: Tensor
+    logarithms: Tensor
+    """Of the factors of 2 cosh(nu)."""
+    constant: Tensor
+    end: Tensor
+    """The root lies between -end and end."""
 
-def _curved_point(v: Tensor, pieces: _Pieces) -> Tensor:
-    """Points scaled to unit size with z > 0; where the curved piece does not hold, (0, 0, 1)."""
-    upper = _reflect(v, v.detach()) / pieces.scale.unsqueeze(-1)
-    last = (torch.cumsum(torch.ones_like(v), -1) == 3).to(v.dtype)
-    return torch.where(pieces.curved.unsqueeze(-1), upper, last)
+    def arguments(self, nu: Tensor) -> tuple[Tensor, Tensor]:
+        """Arguments of the inverse hyperbolic sines, cut off, and these sines."""
+        logarithm = self.logarithms + torch.logaddexp(nu, -nu)
+        argument = self.signs * torch.exp(logarithm.clamp(max=_LARGE_LOGARITHM))
+        excess = (logarithm - _LARGE_LOGARITHM).clamp(min=0)
+        return argument, torch.addcmul(torch.asinh(argument), self.signs, excess)
 
+    def step(self, nu: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the left side and the step to the root of a constant plus an exponential.
 
-def _frame(v: Tensor, alpha: Tensor, rho: Tensor) -> _Frame:
-    """Exchange x and y where rho < 0, so that no exponential grows."""
-    x, y, z = v.unbind(-1)
-    keep = rho >= 0
-    major, minor = torch.where(keep, x, y), torch.where(keep, y, x)
-    a, b = torch.where(keep, alpha, 1 - alpha), torch.where(keep, 1 - alpha, alpha)
-    sign = torch.where(keep, 1.0, -1.0).to(v.dtype)
-    size = sign * rho
-    e, e_a, e_b = torch.exp(-size), torch.exp(-a * size), torch.exp(-b * size)
-
-    one = torch.ones_like(e)
-    ray = torch.stack((one, e, e_b), -1)
-    normal = torch.stack((-a * e, -b, e_a), -1)
-    point = torch.stack((major, minor, z), -1)
-    along_ray = (_dot(point, ray) / _dot(ray, ray)).clamp(min=0)
-    along_normal = (_dot(point, normal) / _dot(normal, normal)).clamp(min=0)
-    numerator = along_ray * e_b * (e_a * e_a + b * b + a * a * e * e)
-    remainder = along_normal * e_a * (a * b) * (1 + e * e + e_b * e_b)
-
-    c_major, c_minor = e_a * e + b * e_b, -(e_a + a * e_b * e)
-    tangent = sign.unsqueeze(-1) * torch.stack(
-        (torch.where(keep, c_major, c_minor), torch.where(keep, c_minor, c_major), a * e * e - b),
-        -1,
-    )
-    ray = torch.stack((torch.where(keep, one, e), torch.where(keep, e, one), e_b), -1)
-    return _Frame(ray, tangent, numerator, numerator + remainder)
-
-
-def _signed_asinh(sign: Tensor, logarithm: Tensor) -> Tensor:
-    """Return asinh(sign exp(logarithm)) without overflow."""
-    large = logarithm > 20.0
-    value = torch.asinh(torch.exp(torch.where(large, torch.zeros_like(logarithm), logarithm)))
-    return sign * torch.where(large, logarithm + math.log(2.0), value)
-
-
-def _solve(v: Tensor, alpha: Tensor) -> Tensor:
-    """Parameter rho of points that project to the curved boundary, z > 0 (no derivative)."""
-    x, y, z = v.unbind(-1)
-    a, b = alpha, 1 - alpha
-    log_a, log_b, log_z = torch.log(a), torch.log(b), torch.log(z)
-    log_x = torch.log(x.abs()) - log_z - log_a / 2
-    log_y = torch.log(y.abs()) - log_z - log_b / 2
-    sign_x, sign_y = torch.sign(x), torch.sign(y)
-    constant = (a * log_a + b * log_b) / 2
-
-    def sines(nu: Tensor) -> tuple[Tensor, Tensor]:
-        log_cosh = nu.abs() + torch.log1p(torch.exp(-2 * nu.abs())) - math.log(2.0)
-        return _signed_asinh(sign_x, log_x + log_cosh), _signed_asinh(sign_y, log_y + log_cosh)
-
-    nu = torch.zeros_like(x)
-    upper = _LARGEST_LOGARITHM / torch.minimum(a, b) + nu
-    lower = -upper
-    for _ in range(_ITERATIONS):
-        sine_x, sine_y = sines(nu)
-        tanh_x, tanh_y, tanh = torch.tanh(sine_x), torch.tanh(sine_y), torch.tanh(nu)
-        value = a * sine_x + b * sine_y + constant - nu
-        mean = a * tanh_x + b * tanh_y
+        The equation flattens exponentially where the point is near the cone or its polar, where
+        fitting those, with the same two derivatives, is exact.
+        """
+        argument, sine = self.arguments(nu)
+        cosine = torch.rsqrt(argument * argument + 1)
+        weighted, tanh = self.exponents * argument * cosine, torch.tanh(nu)
+        value = (self.exponents * sine).sum(0) + self.constant - nu
+        mean, bend = weighted.sum(0), (weighted * cosine * cosine).sum(0)
         slope = tanh * mean - 1
-        bend = a * tanh_x * (1 - tanh_x**2) + b * tanh_y * (1 - tanh_y**2)
-        bend = (1 - tanh**2) * mean + tanh**2 * bend
-        # The equation flattens exponentially where the point is near the cone or its polar.
-        # Fitting constant + exponential, of the same two derivatives, is exact there.
-        newton = -value / slope
-        rate = -bend / slope
-        fitted = -torch.log1p(-rate * newton) / rate
-        usable = (rate.abs() > 1e-6) & torch.isfinite(fitted)
-        candidate = nu + torch.where(usable, fitted, newton)
+        bend = torch.addcmul(mean, tanh * tanh, bend - mean)
+        newton = value / slope
+        # The number that is added only avoids 0 / 0.
+        ratio = (newton * bend / slope).clamp(max=0.99) + 1e-300
+        return value, newton * torch.log1p(-ratio) / ratio
 
-        lower, upper = torch.where(value > 0, nu, lower), torch.where(value > 0, upper, nu)
+
+def _equation(unit: Tensor, alpha: Tensor) -> _Equation:
+    exponents = torch.stack((alpha, 1 - alpha))
+    entries, height = unit.mT[:2], unit[:, 2].abs()
+    log_exponents = torch.log(exponents)
+    logarithms = torch.log(entries.abs()) - torch.log(2 * height) - log_exponents / 2
+    constant = (exponents * log_exponents).sum(0) / 2
+    end = _LARGEST_LOGARITHM / exponents.amin(0)
+    return _Equation(exponents, torch.sign(entries), logarithms, constant, end)
+
+
+def _solve(unit: Tensor, alpha: Tensor) -> Tensor:
+    """Parameter rho of points that project to the curved boundary, shape (n, 3)."""
+    equation = _equation(unit, alpha)
+    nu = torch.zeros_like(alpha)
+    for _ in range(_STEPS):
+        step = equation.step(nu)[1]
+        nu = nu + step
+    converged = step.abs() <= _LAST_STEP
+    if not converged.all():
+        left = (~converged).nonzero()[:, 0]
+        nu[left] = _bracketed(_Equation(*(part[..., left] for part in equation)), nu[left])
+    sine_x, sine_y = equation.arguments(nu)[1]
+    log_a, log_b = torch.log(equation.exponents)
+    return _polish(unit, alpha, (log_a - log_b) / 2 + sine_x - sine_y)
+
+
+def _bracketed(equation: _Equation, nu: Tensor) -> Tensor:
+    """Continue with bisection where a step leaves the bracket of the root."""
+    lower, upper = -equation.end, equation.end
+    for _ in range(_BRACKETED_STEPS):
+        value, step = equation.step(nu)
+        above = value > 0
+        lower, upper = torch.where(above, nu, lower), torch.where(above, upper, nu)
+        # Rounding may carry a converged step just past the end of its bracket.
         slack = 1e-12 * (1 + nu.abs())
-        inside = (candidate >= lower - slack) & (candidate <= upper + slack)
-        candidate = torch.minimum(torch.maximum(candidate, lower), upper)
-        nu = torch.where(inside, candidate, lower + (upper - lower) / 2)
-    sine_x, sine_y = sines(nu)
-    return _polish(v, alpha, (log_a - log_b) / 2 + sine_x - sine_y)
+        inside = (nu + step >= lower - slack) & (nu + step <= upper + slack)
+        middle = lower + (upper - lower) / 2
+        last, nu = nu, torch.where(inside, torch.clamp(nu + step, lower, upper), middle)
+        if ((nu - last).abs() <= _LAST_STEP).all():
+            break
+    return nu
 
 
-def _polish(v: Tensor, alpha: Tensor, rho: Tensor) -> Tensor:
+def _polish(unit: Tensor, alpha: Tensor, rho: Tensor) -> Tensor:
     """Newton steps on v.c(rho) = 0, whose rounding is that of a change of v by rounding."""
+    sign = _sign(unit)
     for _ in range(_POLISHING_STEPS):
-        frame = _frame(v, alpha, rho)
-        step = _dot(v, frame.tangent) / frame.denominator
-        small = step.abs() <= 1e-2 * (1 + rho.abs())
-        rho = torch.where(small, rho + step, rho)
+        frame = _frame(unit, alpha, rho, sign)
+        step, size = _dot(unit, frame.tangent) / frame.denominator, 1 + rho.abs()
+        rho = torch.where(step.abs() <= 1e-2 * size, rho + step, rho)
+        if (step.abs() <= _LAST_POLISHING_STEP * size).all():
+            break
     return rho
 
 
-class _RayParameter(torch.autograd.Function):
-    """The parameter rho as an implicit function of the point, differentiable any number of times.
+class _Decomposition(torch.autograd.Function):
+    """Projections, rho, and the two results of `_pieces`.
 
-    Its gradient is written with the saved output, which autograd treats as this same function of
-    the saved input.
+    The gradient of rho, and that of the projection, are written with the saved output rho, which
+    autograd treats as this same function of the saved input; so they are differentiable any
+    number of times without a second solve.  The derivative of the projection is the total one.
     """
 
-    generate_vmap_rule = True
+    @staticmethod
+    def forward(v: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        points, exponents = v.reshape(-1, 3), alpha.reshape(-1)
+        scale = _sizes(points)
+        unit = points / scale
+        curved, diagonal = _pieces(unit, exponents)
+        projection, rho = diagonal * points, torch.zeros_like(exponents)
+        index = curved.nonzero()[:, 0]
+        if len(index):
+            chosen, exponents = unit[index], exponents[index]
+            rho[index] = parameter = _solve(chosen, exponents)
+            frame = _frame(chosen, exponents, parameter, _sign(chosen))
+            projection[index] = scale[index] * (frame.length.unsqueeze(-1) * frame.ray)
+        batch = v.shape[:-1]
+        results = projection.view(v.shape), rho.view(batch), curved.view(batch)
+        return *results, diagonal.view(v.shape)
 
     @staticmethod
-    def forward(v: Tensor, alpha: Tensor) -> Tensor:
-        return _solve(v, alpha)
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]
+    ) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(*inputs, *output[1:])
+        ctx.save_for_forward(*inputs, *output[1:])
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.set_materialize_grads(False)  # the projection sends no gradient to rho
-        ctx.save_for_backward(*inputs, output)
-        ctx.save_for_forward(*inputs, output)
-
-    @staticmethod
-    def _gradient(v: Tensor, alpha: Tensor, rho: Tensor) -> Tensor:
-        frame = _frame(v, alpha, rho)
-        return frame.tangent / frame.denominator.unsqueeze(-1)
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], *inputs: Tensor) -> Any:
+        moved = (
+            part.expand(info.batch_size, *part.shape) if dim is None else part.movedim(dim, 0)
+            for part, dim in zip(inputs, in_dims, strict=True)
+        )
+        return _Decomposition.apply(*moved), (0, 0, 0, 0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
-        if grads[0] is None:
-            return None, None
-        return grads[0].unsqueeze(-1) * _RayParameter._gradient(*ctx.saved_tensors), None
+        total = None
+        if grads[0] is not None:
+            total = (_jacobian(*ctx.saved_tensors) * grads[0].unsqueeze(-2)).sum(-1)
+        if grads[1] is not None:
+            part = _gradient(*ctx.saved_tensors[:4]) * grads[1].unsqueeze(-1)
+            total = part if total is None else total + part
+        return total, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        return _dot(_RayParameter._gradient(*ctx.saved_tensors), tangents[0])
+    def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        jacobian, gradient = _jacobian(*ctx.saved_tensors), _gradient(*ctx.saved_tensors[:4])
+        move = tangents[0]
+        return (jacobian * move.unsqueeze(-2)).sum(-1), _dot(gradient, move), None, None
 
 
-def _rho(v: Tensor, alpha: Tensor) -> Tensor:
-    return _RayParameter.apply(_curved_point(v, _pieces(v.detach(), alpha)), alpha)
+def _gradient(v: Tensor, alpha: Tensor, rho: Tensor, curved: Tensor) -> Tensor:
+    """Gradient of rho."""
+    scale = _sizes(v)
+    frame = _frame(v / scale, alpha, rho, _sign(v))
+    denominator = torch.where(curved, frame.denominator, 1.0)
+    gradient = frame.tangent / (denominator.unsqueeze(-1) * scale)
+    return torch.where(curved.unsqueeze(-1), gradient, 0.0)
 
 
-def _face_slope(v: Tensor, alpha: Tensor) -> Tensor:
-    """Derivative of the third entry by z at z = 0, x y < 0."""
-    x, y, _ = v.unbind(-1)
-    exponent = torch.where(x > 0, alpha, 1 - alpha)
-    positive, negative = torch.maximum(x, y), -torch.minimum(x, y)
-    balanced = positive / (positive + 2 * negative)
-    return torch.where(exponent == 0.5, balanced, (exponent > 0.5).to(v.dtype))
-
-
-def _jacobian(v: Tensor, alpha: Tensor, rho: Tensor) -> Tensor:
-    fixed = v.detach()
-    pieces = _pieces(fixed, alpha)
-    frame = _frame(_curved_point(v, pieces), alpha, rho)
-    ray = frame.ray / torch.linalg.vector_norm(frame.ray, dim=-1, keepdim=True)
-    tangent = frame.tangent / torch.linalg.vector_norm(frame.tangent, dim=-1, keepdim=True)
-    ray, tangent = _reflect(ray, fixed), _reflect(tangent, fixed)
-    theta = (frame.numerator / frame.denominator)[..., None, None]
-    curved = ray.unsqueeze(-1) * ray.unsqueeze(-2)
-    curved = curved + theta * (tangent.unsqueeze(-1) * tangent.unsqueeze(-2))
-
-    identity = pieces.in_cone.to(v.dtype)
-    face_x, face_y = (fixed[..., 0] > 0).to(v.dtype), (fixed[..., 1] > 0).to(v.dtype)
-    face = torch.stack((face_x, face_y, _face_slope(fixed, alpha)), -1)
-    flat = torch.where(pieces.on_face.unsqueeze(-1), face, identity.unsqueeze(-1))
-    return torch.where(pieces.curved[..., None, None], curved, torch.diag_embed(flat))
-
-
-class _Projection(torch.autograd.Function):
-    """The projection given rho.
-
-    The derivative is the total one, so rho receives none; it is an argument so that the
-    derivative, evaluated at it, is itself differentiable without a second solve.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(v: Tensor, alpha: Tensor, rho: Tensor) -> Tensor:
-        pieces = _pieces(v, alpha)
-        scale = pieces.scale.unsqueeze(-1)
-        point = _curved_point(v, pieces)
-        ray = _frame(point, alpha, rho).ray
-        length = (_dot(point, ray) / _dot(ray, ray)).clamp(min=0)
-        curved = _reflect(scale * (length.unsqueeze(-1) * ray), v)
-        flat = torch.where(pieces.on_face.unsqueeze(-1), v.clamp(min=0), torch.zeros_like(v))
-        flat = torch.where(pieces.in_cone.unsqueeze(-1), v, flat)
-        return torch.where(pieces.curved.unsqueeze(-1), curved, flat)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        jacobian = _jacobian(*ctx.saved_tensors)
-        return (jacobian * grads[0].unsqueeze(-2)).sum(-1), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        jacobian = _jacobian(*ctx.saved_tensors)
-        return (jacobian * tangents[0].unsqueeze(-2)).sum(-1)
+def _jacobian(v: Tensor, alpha: Tensor, rho: Tensor, curved: Tensor, diagonal: Tensor) -> Tensor:
+    """Derivative of the projection, shape (..., 3, 3)."""
+    frame = _frame(v / _sizes(v), alpha, rho, _sign(v))
+    pair = torch.stack((frame.ray, frame.tangent), -2)
+    pair = pair / torch.linalg.vector_norm(pair, dim=-1, keepdim=True)
+    along_ray, along_tangent = (pair.unsqueeze(-1) * pair.unsqueeze(-2)).unbind(-3)
+    theta = frame.numerator / torch.where(curved, frame.denominator, 1.0)
+    curved_jacobian = along_ray + theta[..., None, None] * along_tangent
+    return torch.where(curved[..., None, None], curved_jacobian, torch.diag_embed(diagonal))
 
 
 def _prepare(v: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -333,8 +335,7 @@ def project(v: Tensor, alpha: Tensor) -> Tensor:
     forward, or backward and then once forward; PyTorch does not carry forward mode nested in
     forward mode through custom functions.
     """
-    w, exponent = _prepare(v, alpha)
-    return _Projection.apply(w, exponent, _rho(w, exponent)).to(v.dtype)
+    return _Decomposition.apply(*_prepare(v, alpha))[0].to(v.dtype)
 
 
 def derivative(v: Tensor, alpha: Tensor) -> Tensor:
@@ -363,4 +364,4 @@ def derivative(v: Tensor, alpha: Tensor) -> Tensor:
     exactly there, where the result is treated as constant.
     """
     w, exponent = _prepare(v, alpha)
-    return _jacobian(w, exponent, _rho(w, exponent)).to(v.dtype)
+    return _jacobian(w, exponent, *_Decomposition.apply(w, exponent)[1:]).to(v.dtype)
