@@ -55,9 +55,9 @@ class SparseMap:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # "CSR tensors are in beta", at every first use
                 self._tensors[key] = torch.sparse_csr_tensor(
-                    torch.as_tensor(matrix.indptr, dtype=torch.int64),
-                    torch.as_tensor(matrix.indices, dtype=torch.int64),
-                    torch.as_tensor(matrix.data, dtype=torch.float64),
+                    torch.as_tensor(matrix.indptr, dtype=torch.int64, device=device),
+                    torch.as_tensor(matrix.indices, dtype=torch.int64, device=device),
+                    torch.as_tensor(matrix.data, dtype=torch.float64, device=device),
                     size=matrix.shape,
                     device=device,
                     check_invariants=False,

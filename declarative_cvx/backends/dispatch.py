@@ -27,7 +27,7 @@ from declarative_cvx.status import Status
 
 # Largest relative residual of a solution (violation of a certificate) that counts as one, unless
 # the solver was asked for less.
-ACCEPTED = 1e-6
+ACCEPTED = 1e-7
 # Answers with smaller residuals than this are taken as they are.
 REFINED = 1e-13
 
@@ -101,8 +101,8 @@ def solve(
         everything = len(pending) == program.batch
         part = program if everything else program.select(pending)
         attempt = _attempt(part, backend, start, pending)
-        settled = torch.tensor([status.value for status in Status if status.final])
-        final = torch.isin(attempt.status, settled.to(pending.device))
+        settled = [status.value for status in Status if status.final]
+        final = torch.isin(attempt.status, torch.tensor(settled, device=pending.device))
         worst = solution.residuals.worst[pending]
         better = final | ~(attempt.residuals.worst >= worst) | torch.isnan(worst)
         solution = solution.merge(attempt, pending, torch.where(better)[0])

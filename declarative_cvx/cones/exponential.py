@@ -39,7 +39,7 @@ from torch import Tensor
 
 __all__ = ["derivative", "project"]
 
-_STEPS = 3
+_STEPS_AT_LEAST, _STEPS = 3, 5
 _BRACKETED_STEPS = 100
 # The error is of the order of the cube of the last step.
 _LAST_STEP, _LAST_STEP_RATIO = 3e-6, 1e-10
@@ -171,10 +171,11 @@ def _solve(unit: Tensor) -> Tensor:
     """Parameter rho of points that project to the curved boundary, shape (n, 3)."""
     equation = _equation(unit)
     r = equation.guess()
-    for _ in range(_STEPS):
+    for taken in range(1, _STEPS + 1):
         last, r = r, torch.clamp(r + equation.step(r)[1], equation.lower, equation.upper)
-    converged = _converged(r, r - last)
-    if not converged.all():
+        if taken >= _STEPS_AT_LEAST and (converged := _converged(r, r - last)).all():
+            break
+    else:
         left = (~converged).nonzero()[:, 0]
         r[left] = _bracketed(_Equation(*(part[left] for part in equation)), r[left])
     return equation.sign * r
@@ -185,8 +186,7 @@ def _bracketed(equation: _Equation, r: Tensor) -> Tensor:
     lower, upper = equation.lower, equation.upper
     for _ in range(_BRACKETED_STEPS):
         value, step = equation.step(r)
-        below = value < 0
-        lower, upper = torch.where(below, r, lower), torch.where(below, upper, r)
+        lower, upper = torch.where(value < 0, r, lower), torch.where(value > 0, r, upper)
         # Rounding may carry a converged step just past the end of its bracket.
         slack = 1e-12 * (1 + r)
         inside = (r + step >= lower - slack) & (r + step <= upper + slack)

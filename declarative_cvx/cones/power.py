@@ -47,7 +47,6 @@ References
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -55,10 +54,10 @@ from torch import Tensor
 
 __all__ = ["derivative", "project"]
 
-_STEPS = 3
+_STEPS_AT_LEAST, _STEPS = 3, 5
 _BRACKETED_STEPS = 100
 # The error is of the order of the cube of the last step, and is squared once more afterwards.
-_LAST_STEP = 1e-4
+_LAST_STEP = 1e-3
 _POLISHING_STEPS = 4
 _LAST_POLISHING_STEP = 1e-8
 # The logarithm of any ratio of two numbers in double precision is smaller.
@@ -79,56 +78,52 @@ def _sizes(v: Tensor) -> Tensor:
 
 def _pieces(unit: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     """Which points project to the curved boundary, and the derivative's diagonal at the others."""
-    x, y, z = unit.unbind(-1)
-    beta, height, zero = 1 - alpha, z.abs(), torch.zeros_like(x)
+    entries, height = unit[..., :2], unit[..., 2].abs()
+    exponents, zero = torch.stack((alpha, 1 - alpha), -1), torch.zeros_like(height)
     # Powers of negative numbers are NaN, and comparisons with NaN are false.
-    in_cone = x**alpha * y**beta >= height
-    in_polar = ((-x / alpha) ** alpha * (-y / beta) ** beta >= height) & ~in_cone
-    flat = in_cone | in_polar
-    on_face = (height == zero) & ~flat
-    # Derivative of the third entry by z at z = 0, x y < 0.
-    x_positive = x > zero
-    exponent = torch.where(x_positive, alpha, beta)
-    positive, negative = torch.maximum(x, y), -torch.minimum(x, y)
-    balanced = positive / (positive + 2 * negative)
-    slope = torch.where(exponent == 0.5, balanced, (exponent > 0.5).to(unit.dtype))
-    face = torch.stack((x_positive.to(unit.dtype), (y > zero).to(unit.dtype), slope), -1)
-    diagonal = torch.where(on_face.unsqueeze(-1), face, in_cone.to(unit.dtype).unsqueeze(-1))
-    return ~(flat | on_face), diagonal
+    in_cone = (entries**exponents).prod(-1) >= height
+    in_polar = ((-entries / exponents) ** exponents).prod(-1) >= height
+    curved = ~(in_cone | in_polar | (height == zero))
+    # Where z = 0 and x y < 0, the projection is that onto the quadrant.
+    positive, low, high = entries > 0, entries.amin(-1), entries.amax(-1)
+    on_face = ~(curved | in_cone | in_polar)
+    exponent = torch.where(positive, exponents, zero.unsqueeze(-1)).sum(-1)
+    slope = torch.where(exponent == 0.5, high / (high - 2 * low), (exponent > 0.5).to(unit.dtype))
+    face = torch.cat((positive.to(unit.dtype), slope.unsqueeze(-1)), -1)
+    flat = in_cone.to(unit.dtype).unsqueeze(-1)
+    return curved, torch.where(on_face.unsqueeze(-1), face, flat)
 
 
-class _Frame(NamedTuple):
-    """The decomposition of a point along the orthogonal vectors p, q, c, all suitably scaled."""
+def _boundary(
+    alpha: Tensor, rho: Tensor, sign: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Rays p and q, shapes (..., 3), scaled so that no exponential grows, and their scales.
 
-    ray: Tensor
-    """Parallel to p, shape ``(..., 3)``."""
-    tangent: Tensor
-    """Parallel to c, shape ``(..., 3)``."""
-    length: Tensor
-    """s in the scaling of ``ray``."""
-    numerator: Tensor
-    """``s p'.c`` in the scaling of ``tangent``."""
-    denominator: Tensor
-    """``s p'.c + t q'.c`` in the scaling of ``tangent``."""
-
-
-def _frame(unit: Tensor, alpha: Tensor, rho: Tensor, sign: Tensor) -> _Frame:
-    """Frame of points whose last entry has the given sign, mirrored with it."""
-    # No exponential grows.  torch.abs has derivative 0 at 0, which would be wrong here.
+    They are mirrored to where the last entry has the given sign.
+    """
+    # With torch.abs, whose derivative is 0 at 0, the ratio would not be differentiated rightly.
     beta, first = 1 - alpha, rho.clamp(max=0)
     second = first - rho
     outer, inner = torch.exp(second), torch.exp(first)
-    p_z = torch.exp(alpha * first + beta * second)
-    q_z = torch.exp(beta * first + alpha * second)
-    ray = torch.stack((inner, outer, sign * p_z), -1)
-    normal = torch.stack((-alpha * outer, -beta * inner, sign * q_z), -1)
-    tangent = sign.unsqueeze(-1) * torch.linalg.cross(ray, normal)
+    p_scale = torch.exp(torch.addcmul(alpha * first, beta, second))
+    q_scale = torch.exp(torch.addcmul(beta * first, alpha, second))
+    ray = torch.stack((inner, outer, sign * p_scale), -1)
+    normal = torch.stack((-alpha * outer, -beta * inner, sign * q_scale), -1)
+    return ray, normal, (p_scale, q_scale)
+
+
+def _frame(
+    unit: Tensor, alpha: Tensor, rho: Tensor, sign: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return p, the mirrored c = p x q, ``s p'.c`` and ``s p'.c + t q'.c``."""
+    ray, normal, (p_scale, q_scale) = _boundary(alpha, rho, sign)
     ray_square, normal_square = _dot(ray, ray), _dot(normal, normal)
-    length = (_dot(unit, ray) / ray_square).clamp(min=0)
+    along_ray = (_dot(unit, ray) / ray_square).clamp(min=0)
     along_normal = (_dot(unit, normal) / normal_square).clamp(min=0)
-    numerator = length * p_z * normal_square
-    remainder = along_normal * (alpha * beta) * q_z * ray_square
-    return _Frame(ray, tangent, length, numerator, numerator + remainder)
+    numerator = along_ray * p_scale * normal_square
+    remainder = along_normal * (alpha - alpha * alpha) * q_scale * ray_square
+    tangent = sign.unsqueeze(-1) * torch.linalg.cross(ray, normal)
+    return ray, tangent, numerator, numerator + remainder
 
 
 def _sign(v: Tensor) -> Tensor:
@@ -147,12 +142,10 @@ class _Equation(NamedTuple):
     end: Tensor
     """The root lies between -end and end."""
 
-    def arguments(self, nu: Tensor) -> tuple[Tensor, Tensor]:
-        """Arguments of the inverse hyperbolic sines, cut off, and these sines."""
+    def sines(self, nu: Tensor) -> Tensor:
         logarithm = self.logarithms + torch.logaddexp(nu, -nu)
-        argument = self.signs * torch.exp(logarithm.clamp(max=_LARGE_LOGARITHM))
-        excess = (logarithm - _LARGE_LOGARITHM).clamp(min=0)
-        return argument, torch.addcmul(torch.asinh(argument), self.signs, excess)
+        sine = torch.asinh(self.signs * torch.exp(logarithm.clamp(max=_LARGE_LOGARITHM)))
+        return torch.addcmul(sine, self.signs, (logarithm - _LARGE_LOGARITHM).clamp(min=0))
 
     def step(self, nu: Tensor) -> tuple[Tensor, Tensor]:
         """Return the left side and the step to the root of a constant plus an exponential.
@@ -160,13 +153,13 @@ class _Equation(NamedTuple):
         The equation flattens exponentially where the point is near the cone or its polar, where
         fitting those, with the same two derivatives, is exact.
         """
-        argument, sine = self.arguments(nu)
-        cosine = torch.rsqrt(argument * argument + 1)
-        weighted, tanh = self.exponents * argument * cosine, torch.tanh(nu)
+        sine, tanh = self.sines(nu), torch.tanh(nu)
+        tanhs = torch.tanh(sine)
+        weighted = self.exponents * tanhs
         value = (self.exponents * sine).sum(0) + self.constant - nu
-        mean, bend = weighted.sum(0), (weighted * cosine * cosine).sum(0)
+        mean, bend = weighted.sum(0), torch.addcmul(weighted, weighted, tanhs * tanhs, value=-1)
         slope = tanh * mean - 1
-        bend = torch.addcmul(mean, tanh * tanh, bend - mean)
+        bend = torch.addcmul(mean, tanh * tanh, bend.sum(0) - mean)
         newton = value / slope
         # The number that is added only avoids 0 / 0.
         ratio = (newton * bend / slope).clamp(max=0.99) + 1e-300
@@ -187,14 +180,16 @@ def _solve(unit: Tensor, alpha: Tensor) -> Tensor:
     """Parameter rho of points that project to the curved boundary, shape (n, 3)."""
     equation = _equation(unit, alpha)
     nu = torch.zeros_like(alpha)
-    for _ in range(_STEPS):
+    for taken in range(1, _STEPS + 1):
         step = equation.step(nu)[1]
         nu = nu + step
-    converged = step.abs() <= _LAST_STEP
-    if not converged.all():
+        converged = step.abs() <= _LAST_STEP
+        if taken >= _STEPS_AT_LEAST and converged.all():
+            break
+    else:
         left = (~converged).nonzero()[:, 0]
         nu[left] = _bracketed(_Equation(*(part[..., left] for part in equation)), nu[left])
-    sine_x, sine_y = equation.arguments(nu)[1]
+    sine_x, sine_y = equation.sines(nu)
     log_a, log_b = torch.log(equation.exponents)
     return _polish(unit, alpha, (log_a - log_b) / 2 + sine_x - sine_y)
 
@@ -204,8 +199,7 @@ def _bracketed(equation: _Equation, nu: Tensor) -> Tensor:
     lower, upper = -equation.end, equation.end
     for _ in range(_BRACKETED_STEPS):
         value, step = equation.step(nu)
-        above = value > 0
-        lower, upper = torch.where(above, nu, lower), torch.where(above, upper, nu)
+        lower, upper = torch.where(value > 0, nu, lower), torch.where(value < 0, nu, upper)
         # Rounding may carry a converged step just past the end of its bracket.
         slack = 1e-12 * (1 + nu.abs())
         inside = (nu + step >= lower - slack) & (nu + step <= upper + slack)
@@ -220,8 +214,8 @@ def _polish(unit: Tensor, alpha: Tensor, rho: Tensor) -> Tensor:
     """Newton steps on v.c(rho) = 0, whose rounding is that of a change of v by rounding."""
     sign = _sign(unit)
     for _ in range(_POLISHING_STEPS):
-        frame = _frame(unit, alpha, rho, sign)
-        step, size = _dot(unit, frame.tangent) / frame.denominator, 1 + rho.abs()
+        _, tangent, _, denominator = _frame(unit, alpha, rho, sign)
+        step, size = _dot(unit, tangent) / denominator, 1 + rho.abs()
         rho = torch.where(step.abs() <= 1e-2 * size, rho + step, rho)
         if (step.abs() <= _LAST_POLISHING_STEP * size).all():
             break
@@ -247,16 +241,15 @@ class _Decomposition(torch.autograd.Function):
         if len(index):
             chosen, exponents = unit[index], exponents[index]
             rho[index] = parameter = _solve(chosen, exponents)
-            frame = _frame(chosen, exponents, parameter, _sign(chosen))
-            projection[index] = scale[index] * (frame.length.unsqueeze(-1) * frame.ray)
+            ray = _boundary(exponents, parameter, _sign(chosen))[0]
+            length = (_dot(chosen, ray) / _dot(ray, ray)).clamp(min=0)
+            projection[index] = scale[index] * (length.unsqueeze(-1) * ray)
         batch = v.shape[:-1]
         results = projection.view(v.shape), rho.view(batch), curved.view(batch)
         return *results, diagonal.view(v.shape)
 
     @staticmethod
-    def setup_context(
-        ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]
-    ) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[2:])
         ctx.save_for_backward(*inputs, *output[1:])
@@ -290,19 +283,19 @@ class _Decomposition(torch.autograd.Function):
 def _gradient(v: Tensor, alpha: Tensor, rho: Tensor, curved: Tensor) -> Tensor:
     """Gradient of rho."""
     scale = _sizes(v)
-    frame = _frame(v / scale, alpha, rho, _sign(v))
-    denominator = torch.where(curved, frame.denominator, 1.0)
-    gradient = frame.tangent / (denominator.unsqueeze(-1) * scale)
+    _, tangent, _, denominator = _frame(v / scale, alpha, rho, _sign(v))
+    denominator = torch.where(curved, denominator, 1.0)
+    gradient = tangent / (denominator.unsqueeze(-1) * scale)
     return torch.where(curved.unsqueeze(-1), gradient, 0.0)
 
 
 def _jacobian(v: Tensor, alpha: Tensor, rho: Tensor, curved: Tensor, diagonal: Tensor) -> Tensor:
     """Derivative of the projection, shape (..., 3, 3)."""
-    frame = _frame(v / _sizes(v), alpha, rho, _sign(v))
-    pair = torch.stack((frame.ray, frame.tangent), -2)
+    ray, tangent, numerator, denominator = _frame(v / _sizes(v), alpha, rho, _sign(v))
+    pair = torch.stack((ray, tangent), -2)
     pair = pair / torch.linalg.vector_norm(pair, dim=-1, keepdim=True)
     along_ray, along_tangent = (pair.unsqueeze(-1) * pair.unsqueeze(-2)).unbind(-3)
-    theta = frame.numerator / torch.where(curved, frame.denominator, 1.0)
+    theta = numerator / torch.where(curved, denominator, 1.0)
     curved_jacobian = along_ray + theta[..., None, None] * along_tangent
     return torch.where(curved[..., None, None], curved_jacobian, torch.diag_embed(diagonal))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,11 +81,13 @@ class Outputs:
 
     def probe(self, point: Point) -> Point:
         """Fixed, random gradients with respect to the outputs."""
-        generator = torch.Generator().manual_seed(0)
         x, y, s = point
-        weights = torch.rand(len(self.x) + len(self.y), generator=generator, dtype=x.dtype) + 0.5
-        grad_x = (weights[: len(self.x)].to(x.device) * self.x).expand_as(x)
-        grad_y = (weights[len(self.x) :].to(x.device) * self.y).expand_as(y)
+        generator = np.random.default_rng(0)
+        weights = torch.as_tensor(
+            generator.uniform(0.5, 1.5, len(self.x) + len(self.y)), device=x.device
+        )
+        grad_x = (weights[: len(self.x)] * self.x).expand_as(x)
+        grad_y = (weights[len(self.x) :] * self.y).expand_as(y)
         return grad_x, grad_y, torch.zeros_like(s)
 
 
