@@ -15,6 +15,7 @@ from declarative_cvx.derivative import Derivative, DerivativeReport, Diffcp, Imp
 from declarative_cvx.errors import (
     BackendError,
     DeclarativeError,
+    DerivativeModeError,
     IrregularError,
     IrregularWarning,
     MissingBackendError,
@@ -41,6 +42,7 @@ __all__ = [
     "DeclarativeError",
     "DeclarativeLayer",
     "Derivative",
+    "DerivativeModeError",
     "DerivativeReport",
     "Diffcp",
     "Implicit",

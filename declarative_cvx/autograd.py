@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
 
 from declarative_cvx.derivative import Derivative
 from declarative_cvx.derivative.regularity import (
@@ -22,7 +23,7 @@ from declarative_cvx.derivative.regularity import (
     data_gradients,
     weakly_active,
 )
-from declarative_cvx.errors import IrregularError, IrregularWarning
+from declarative_cvx.errors import DerivativeModeError, IrregularError, IrregularWarning
 from declarative_cvx.kkt import fold
 from declarative_cvx.program import ConeProgram, Point, Structure
 from declarative_cvx.scaling import Scaling
@@ -192,6 +193,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, dP: Any, dq: Any, dA: Any, db: Any, _: Any) -> Any:
+        _refuse_nested_forward_mode()
         return _Node.of(ctx).tangents(dP, dq, dA, db)
 
     @staticmethod
@@ -205,6 +207,17 @@ class _Solve(torch.autograd.Function):
         outputs = _Solve.apply(*folded, inner)
         call.program, call.solution = inner.program, inner.solution
         return tuple(v.unflatten(0, (info.batch_size, batch)) for v in outputs), (0, 0, 0, 0)
+
+
+def _refuse_nested_forward_mode() -> None:
+    """Forward mode over forward mode: torch drops terms of custom functions without a word."""
+    stack = get_interpreter_stack() or []
+    if sum(level.key() == TransformType.Jvp for level in stack) > 1:
+        raise DerivativeModeError(
+            "Forward mode over forward mode (jvp of jvp, jacfwd of jacfwd) does not reach through "
+            "torch's custom functions. Use forward over reverse mode: jacfwd(jacrev(...)), "
+            "jvp(grad(...))."
+        )
 
 
 def _add(total: list[Tensor | None], grads: tuple[Tensor, ...]) -> list[Tensor | None]:

@@ -34,6 +34,10 @@ class SolveError(DeclarativeError, RuntimeError):
     """A solver did not return a verified solution for some element of the batch."""
 
 
+class DerivativeModeError(DeclarativeError, NotImplementedError):
+    """A way of differentiating was asked for that would give a wrong number."""
+
+
 class IrregularError(DeclarativeError, ArithmeticError):
     """A gradient was asked for where the solution map has no derivative."""
 

@@ -229,8 +229,7 @@ class _Solve(torch.autograd.Function):
         P, A, diagonal, w, *blocks = ctx.saved_tensors
         rhs = torch.zeros_like(w) if drhs is None else drhs
         rhs = rhs - _change(ctx.kind, (P, A, diagonal, blocks), (dP, dA, dd, dblocks), w)
-        tangent, residual = _Solve.apply(P, A, diagonal, rhs, ctx.kind, *blocks)
-        return tangent, torch.zeros_like(residual)
+        return _Solve.apply(P, A, diagonal, rhs, ctx.kind, *blocks)[0], None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:

@@ -193,7 +193,7 @@ def check_arguments(specs: Sequence[ParameterSpec], values: Sequence[Tensor]) ->
     )
     batch = _batch_size(specs, values, batched)
     if values:
-        values = _Checked.apply(tuple(specs), *values)
+        _Check.apply(tuple(specs), *values)
     dtype = torch.get_default_dtype() if not values else values[0].dtype
     for value in values:
         dtype = torch.promote_types(dtype, value.dtype)
@@ -201,26 +201,22 @@ def check_arguments(specs: Sequence[ParameterSpec], values: Sequence[Tensor]) ->
     return Arguments(tuple(values), batched, batch, dtype, device)
 
 
-class _Checked(torch.autograd.Function):
-    """The identity, which looks at values where they can be looked at: also inside vmap."""
+class _Check(torch.autograd.Function):
+    """Looks at values where they can be looked at: also inside vmap and other transforms."""
 
     @staticmethod
-    def forward(specs: tuple[ParameterSpec, ...], *values: Tensor) -> tuple[Tensor, ...]:
+    def forward(specs: tuple[ParameterSpec, ...], *values: Tensor) -> Tensor:
         for position, (spec, value) in enumerate(zip(specs, values, strict=True)):
             spec.check(position, value)
-        return tuple(value.view_as(value) for value in values)
+        return values[0].new_zeros(())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return None, *grads
-
-    @staticmethod
-    def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:
-        return tuple(None if t is None else t.view_as(t) for t in tangents)
+    def jvp(ctx: Any, *_: Any) -> None:
+        return None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, specs: Any, *values: Any) -> Any:
@@ -228,8 +224,7 @@ class _Checked(torch.autograd.Function):
             value if dim is None else value.movedim(dim, 0)
             for value, dim in zip(values, in_dims[1:], strict=True)
         ]
-        dims = tuple(None if dim is None else 0 for dim in in_dims[1:])
-        return _Checked.apply(specs, *moved), dims
+        return _Check.apply(specs, *moved), None
 
 
 def _batch_size(

@@ -20,9 +20,9 @@ and its projection is :math:`s\,a(\rho)`.  That leaves one equation in one unkno
     \theta = \frac{s\,a'\!\cdot c}{s\,a'\!\cdot c + t\,b'\!\cdot c} \in (0, 1), \qquad
     d\rho = \frac{c \cdot dv}{s\,a'\!\cdot c + t\,b'\!\cdot c},
 
-where every term of both denominators is positive, so nothing cancels; up to a factor that
-:math:`a` and :math:`b` leave open, :math:`a'\!\cdot c = |b|^2` and :math:`b'\!\cdot c = |a|^2`.
-All vectors are scaled by a power of :math:`e^{-|\rho|}`, so nothing overflows.
+where every term of both denominators is positive, so nothing cancels: :math:`a'\!\cdot c =
+e^\rho |b|^2` and :math:`b'\!\cdot c = e^{-\rho} |a|^2`.  All vectors are scaled by a power of
+:math:`e^{-|\rho|}`, so nothing overflows.
 
 References
 ----------

@@ -22,9 +22,8 @@ decomposition gives
     \theta = \frac{s\,p'\!\cdot c}{s\,p'\!\cdot c + t\,q'\!\cdot c} \in (0, 1), \qquad
     d\rho = \frac{c \cdot dv}{s\,p'\!\cdot c + t\,q'\!\cdot c},
 
-where every term of both denominators is positive, so nothing cancels; up to a factor that
-:math:`p` and :math:`q` leave open, :math:`p'\!\cdot c = |q|^2` and
-:math:`q'\!\cdot c = a b |p|^2`.
+where every term of both denominators is positive, so nothing cancels: :math:`p'\!\cdot c =
+e^{(b - a) \rho} |q|^2` and :math:`q'\!\cdot c = a b\, e^{(a - b) \rho} |p|^2`.
 
 The optimality conditions give the first two entries of the projection in terms of its third, r,
 which leaves one equation [1]_.  Here its unknown is :math:`\nu = \frac12 \log(r / (z - r))`, in
@@ -56,7 +55,7 @@ __all__ = ["derivative", "project"]
 
 _STEPS_AT_LEAST, _STEPS = 3, 5
 _BRACKETED_STEPS = 100
-# The error is of the order of the cube of the last step, and is squared once more afterwards.
+# The error is of the order of the cube of the last step, and a polishing step squares it.
 _LAST_STEP = 1e-3
 _POLISHING_STEPS = 4
 _LAST_POLISHING_STEP = 1e-8
@@ -143,6 +142,7 @@ class _Equation(NamedTuple):
     """The root lies between -end and end."""
 
     def sines(self, nu: Tensor) -> Tensor:
+        """Inverse hyperbolic sines, without overflow."""
         logarithm = self.logarithms + torch.logaddexp(nu, -nu)
         sine = torch.asinh(self.signs * torch.exp(logarithm.clamp(max=_LARGE_LOGARITHM)))
         return torch.addcmul(sine, self.signs, (logarithm - _LARGE_LOGARITHM).clamp(min=0))

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from declarative_cvx.errors import BackendError
+from declarative_cvx.errors import DerivativeModeError
 from declarative_cvx.program import ConeProgram, Point, Structure
 
 
@@ -61,7 +61,7 @@ class Derivative(ABC):
 
     def tangent(self, program: ConeProgram, point: Point, dq: Tensor, db: Tensor) -> Point:
         """Apply the derivative itself: the change of (x, y, s) for changes of q and b."""
-        raise BackendError(
+        raise DerivativeModeError(
             f"derivative={self.name!r} has no forward mode; use reverse mode (backward, jacrev, "
             'vjp) or derivative="implicit".'
         )
