@@ -10,15 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, get_interpreter_stack
 
 from declarative_cvx.derivative import Derivative
 from declarative_cvx.derivative.regularity import (
-    INCONSISTENT,
-    REGULAR,
-    WEAKLY_ACTIVE,
     DerivativeReport,
     Outputs,
+    ambiguous,
     assess,
     data_gradients,
     weakly_active,
@@ -29,6 +26,7 @@ from declarative_cvx.program import ConeProgram, Point, Structure
 from declarative_cvx.scaling import Scaling
 from declarative_cvx.solution import ConeSolution
 from declarative_cvx.sparsity import matvec
+from declarative_cvx.transforms import forward_mode_is_nested
 
 # Packages whose frames a warning does not point at.
 _OURS = ("declarative_cvx", "torch")
@@ -81,7 +79,7 @@ class Call:
             self.report = self._whole(at, assess(program, point, self.derivative, self.outputs))
         return self.report
 
-    def record(self, residual: Tensor) -> None:
+    def record(self, residual: Tensor, singular: Tensor) -> None:
         """Take note of a backward pass, and complain of irregular elements.
 
         Parameters
@@ -89,37 +87,41 @@ class Call:
         residual : Tensor, shape (batch,)
             From inside vmap, whose dimension is part of the batch, the worst of several elements
             for each of them.
+        singular : Tensor of bool, shape (batch,)
+            Likewise.
         """
         program, point, at = self.scaled()
         assert self.solution is not None
-        residual = residual.repeat(len(self.solution.solved) // max(len(residual), 1))[at]
+        times = len(self.solution.solved) // max(len(residual), 1)
+        residual, singular = residual.repeat(times)[at], singular.repeat(times)[at]
         if self.report is None:
             weak = weakly_active(program, point, self.derivative, self.outputs)
+            several = ambiguous(program, point, singular, self.outputs)
         else:
-            weak = self.report.weakly_active[at]
-        self.report = self._whole(at, DerivativeReport(residual, weak))
-        irregular = torch.where(~(residual <= REGULAR) | weak)[0]
+            weak, several = self.report.weakly_active[at], self.report.ambiguous[at]
+        report = DerivativeReport(residual, weak, several)
+        self.report = self._whole(at, report)
+        irregular = torch.where(~report.regular)[0]
         if len(irregular) and self.on_irregular != "ignore":
-            self._complain(at[irregular], residual[irregular], weak[irregular])
+            self._complain(at[irregular], [report.reason[i] for i in irregular.tolist()])
 
     def _whole(self, at: Tensor, part: DerivativeReport) -> DerivativeReport:
         """A report on the solved elements as one on all."""
         assert self.solution is not None
         residual = torch.full_like(self.solution.residuals.primal, torch.nan)
-        weak = torch.zeros_like(self.solution.solved)
+        no = torch.zeros_like(self.solution.solved)
         return DerivativeReport(
-            residual.index_copy(0, at, part.residual), weak.index_copy(0, at, part.weakly_active)
+            residual.index_copy(0, at, part.residual),
+            no.index_copy(0, at, part.weakly_active),
+            no.index_copy(0, at, part.ambiguous),
         )
 
-    def _complain(self, elements: Tensor, residual: Tensor, weak: Tensor) -> None:
+    def _complain(self, elements: Tensor, reasons: list[str]) -> None:
         names = elements.tolist()
         listed = ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
-        causes = [WEAKLY_ACTIVE] if bool(weak.any()) else []
-        if bool((~weak).any()):
-            causes.append(f"{INCONSISTENT} (relative residual {float(residual.max()):.1e})")
         text = (
             f"The solution map has no derivative at {len(names)} element(s) of the batch "
-            f"({listed}): {'; or '.join(causes)}. See layer.solve(...).derivative; "
+            f"({listed}): {'; or '.join(dict.fromkeys(reasons))}. See layer.solve(...).derivative; "
             'on_irregular="ignore" silences this, "raise" makes it an error.'
         )
         if self.on_irregular == "raise":
@@ -211,8 +213,7 @@ class _Solve(torch.autograd.Function):
 
 def _refuse_nested_forward_mode() -> None:
     """Forward mode over forward mode: torch drops terms of custom functions without a word."""
-    stack = get_interpreter_stack() or []
-    if sum(level.key() == TransformType.Jvp for level in stack) > 1:
+    if forward_mode_is_nested():
         raise DerivativeModeError(
             "Forward mode over forward mode (jvp of jvp, jacfwd of jacfwd) does not reach through "
             "torch's custom functions. Use forward over reverse mode: jacfwd(jacrev(...)), "
@@ -250,7 +251,9 @@ class _Node:
         adjoint = self.call.derivative.adjoint(
             scaling.apply(self.program), scaling.point(*self.point), scaling.restore(*grads)
         )
-        _Record.apply(adjoint.residual.detach(), self.call)
+        residual, singular = adjoint.residual.detach(), adjoint.singular
+        singular = torch.ones_like(self.solved) if singular is None else singular
+        _Record.apply(residual, singular, self.call)
         x, y, _ = self.point
         return data_gradients(self.program, x, y, *scaling.data(adjoint.q, adjoint.b))
 
@@ -291,8 +294,8 @@ class _Record(torch.autograd.Function):
     """Shows a residual to the call, also from inside vmap."""
 
     @staticmethod
-    def forward(residual: Tensor, call: Call) -> Tensor:
-        call.record(residual)
+    def forward(residual: Tensor, singular: Tensor, call: Call) -> Tensor:
+        call.record(residual, singular)
         return residual.clone()
 
     @staticmethod
@@ -300,6 +303,9 @@ class _Record(torch.autograd.Function):
         return None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, residual: Tensor, call: Call) -> Any:
-        worst = residual.movedim(in_dims[0], 0).amax(0)
-        return _Record.apply(worst, call), None
+    def vmap(info: Any, in_dims: Any, residual: Tensor, singular: Tensor, call: Call) -> Any:
+        if in_dims[0] is not None:
+            residual = residual.movedim(in_dims[0], 0).amax(0)
+        if in_dims[1] is not None:
+            singular = singular.movedim(in_dims[1], 0).any(0)
+        return _Record.apply(residual, singular, call), None

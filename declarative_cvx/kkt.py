@@ -48,10 +48,24 @@ def solve_kkt(
     residual : Tensor, shape (batch, columns)
         Largest error, relative to the right-hand side; not differentiable.
     """
+    return solve_kkt_and_rank(program, projection, rhs, transpose)[:2]
+
+
+def solve_kkt_and_rank(
+    program: ConeProgram, projection: ConeDerivative, rhs: Tensor, transpose: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `solve_kkt`, with a third result: whether each matrix is singular, bool, (batch,)."""
     indices = tuple(index for index, _ in projection.blocks)
     blocks = [block for _, block in projection.blocks]
     kind = _Kind(program.structure, indices, transpose)
     return _Solve.apply(program.P, program.A, projection.diagonal, rhs, kind, *blocks)
+
+
+def kkt_times(
+    program: ConeProgram, projection: ConeDerivative, w: Tensor, transpose: bool = False
+) -> Tensor:
+    """J @ w (or J' @ w) for w of shape (batch, n + m, columns)."""
+    return _System(program, projection, transpose).times(w)
 
 
 @dataclass(frozen=True)
@@ -187,7 +201,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(
         P: Tensor, A: Tensor, diagonal: Tensor, rhs: Tensor, kind: _Kind, *blocks: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         system = kind.system(P, A, diagonal, blocks)
         # In units of the right-hand side, so that gradients of 1e-12 and 1e+12 are treated alike.
         unit = rhs.abs().amax(1, keepdim=True)
@@ -203,21 +217,22 @@ class _Solve(torch.autograd.Function):
             worse = found > residual[failed]  # False where the factorisation gave NaN
             w = w.index_copy(0, failed, torch.where(worse[:, None], w[failed], least))
             residual = residual.index_copy(0, failed, torch.fmin(found, residual[failed]))
-        return w * unit, residual
+        singular = torch.zeros(len(rhs), dtype=torch.bool, device=rhs.device)
+        return w * unit, residual, singular.index_fill(0, failed, True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         P, A, diagonal, _, ctx.kind, *blocks = inputs
-        w, residual = output
-        ctx.mark_non_differentiable(residual)
+        w, residual, singular = output
+        ctx.mark_non_differentiable(residual, singular)
         ctx.save_for_backward(P, A, diagonal, w, *blocks)
         ctx.save_for_forward(P, A, diagonal, w, *blocks)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:  # type: ignore[override]
         P, A, diagonal, w, *blocks = ctx.saved_tensors
         kind = _Kind(ctx.kind.structure, ctx.kind.indices, not ctx.kind.transpose)
-        g, _ = _Solve.apply(P, A, diagonal, grad, kind, *blocks)
+        g = _Solve.apply(P, A, diagonal, grad, kind, *blocks)[0]
         if not any(ctx.needs_input_grad[:3]) and not any(ctx.needs_input_grad[5:]):
             return None, None, None, g, None, *(None for _ in blocks)
         left, right = (w, g) if ctx.kind.transpose else (g, w)
@@ -229,22 +244,23 @@ class _Solve(torch.autograd.Function):
         P, A, diagonal, w, *blocks = ctx.saved_tensors
         rhs = torch.zeros_like(w) if drhs is None else drhs
         rhs = rhs - _change(ctx.kind, (P, A, diagonal, blocks), (dP, dA, dd, dblocks), w)
-        return _Solve.apply(P, A, diagonal, rhs, ctx.kind, *blocks)[0], None
+        return _Solve.apply(P, A, diagonal, rhs, ctx.kind, *blocks)[0], None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         P, A, diagonal, rhs, kind, *blocks = inputs
         if all(dim is None for dim in (*in_dims[:3], *in_dims[5:])):
             columns = rhs.movedim(in_dims[3], -1)  # one factorisation, more columns
-            w, residual = _Solve.apply(P, A, diagonal, columns.flatten(2), kind, *blocks)
+            flat = columns.flatten(2)
+            w, residual, singular = _Solve.apply(P, A, diagonal, flat, kind, *blocks)
             shape = columns.shape[2:]
-            return (w.unflatten(2, shape), residual.unflatten(1, shape)), (3, 2)
+            return (w.unflatten(2, shape), residual.unflatten(1, shape), singular), (3, 2, None)
         size = info.batch_size
         batch = diagonal.shape[1 if in_dims[2] == 0 else 0]
         tensors, dims = (P, A, diagonal, rhs, *blocks), (*in_dims[:4], *in_dims[5:])
         values = [fold(v, dim, size, batch) for v, dim in zip(tensors, dims, strict=True)]
-        w, residual = _Solve.apply(*values[:4], kind, *values[4:])
-        return (w.unflatten(0, (size, batch)), residual.unflatten(0, (size, batch))), (0, 0)
+        outputs = _Solve.apply(*values[:4], kind, *values[4:])
+        return tuple(v.unflatten(0, (size, batch)) for v in outputs), (0, 0, 0)
 
 
 def _bilinear(

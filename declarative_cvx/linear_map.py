@@ -9,6 +9,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from declarative_cvx.transforms import outside_transforms
+
 
 class SparseMap:
     """The linear map x -> M x of a fixed sparse matrix M, on any device.
@@ -52,7 +54,7 @@ class SparseMap:
         key = (device, transpose)
         if key not in self._tensors:
             matrix = sp.csr_array(self.matrix.T) if transpose else self.matrix
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), outside_transforms():
                 warnings.simplefilter("ignore")  # "CSR tensors are in beta", at every first use
                 self._tensors[key] = torch.sparse_csr_tensor(
                     torch.as_tensor(matrix.indptr, dtype=torch.int64, device=device),

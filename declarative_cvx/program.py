@@ -14,6 +14,7 @@ from torch import Tensor
 
 from declarative_cvx.cones import Cone
 from declarative_cvx.sparsity import Block, Sparsity, matmul, to_dense
+from declarative_cvx.transforms import outside_transforms
 
 Point = tuple[Tensor, Tensor, Tensor]  # (x, y, s) of a batch
 
@@ -89,7 +90,8 @@ class Elimination:
         cache = self.__dict__.setdefault("_index", {})
         if device not in cache:
             arrays = (self.E, self.T, self.X, self.R)
-            cache[device] = tuple(torch.as_tensor(array, device=device) for array in arrays)
+            with outside_transforms():
+                cache[device] = tuple(torch.as_tensor(array, device=device) for array in arrays)
         return cache[device]
 
     def __getstate__(self) -> dict:

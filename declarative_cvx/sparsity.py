@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from declarative_cvx.transforms import outside_transforms
+
 # Matrices with at most this many places for each stored entry are multiplied as dense ones.
 DENSE_SHARE = 8
 
@@ -49,10 +51,11 @@ class Block:
             target = np.flatnonzero(flat >= 0)
             source = flat[target]
             in_order = self.takes_all and np.array_equal(source, np.arange(source.size))
-            cache[device] = (
-                None if in_order else torch.as_tensor(source, device=device),
-                None if target.size == flat.size else torch.as_tensor(target, device=device),
-            )
+            with outside_transforms():
+                cache[device] = (
+                    None if in_order else torch.as_tensor(source, device=device),
+                    None if target.size == flat.size else torch.as_tensor(target, device=device),
+                )
         return cache[device]
 
     def __getstate__(self) -> dict:
@@ -111,10 +114,11 @@ class Sparsity:
         """Rows and columns as tensors on a device."""
         cache = self.__dict__.setdefault("_index", {})
         if device not in cache:
-            cache[device] = (
-                torch.as_tensor(self.rows, device=device),
-                torch.as_tensor(self.cols, device=device),
-            )
+            with outside_transforms():
+                cache[device] = (
+                    torch.as_tensor(self.rows, device=device),
+                    torch.as_tensor(self.cols, device=device),
+                )
         return cache[device]
 
     def block(self, rows: np.ndarray, cols: np.ndarray) -> Block:

@@ -10,21 +10,8 @@ from problems import ALL_KINDS
 
 from declarative_cvx import DeclarativeLayer
 
-# What the library does not yet get right, and why.
-KNOWN_FAULTS = {
-    "vertex_where_three_edges_meet": "more active rows than variables, of parameters of their own",
-    "two_equal_bounds_of_different_parameters": "two active rows that are alike",
-    "regression_with_power_10_again": "with a multiplier of 1e-13 refinement stops early",
-}
 
-
-def _with_known_faults(problem: Problem) -> object:
-    reason = KNOWN_FAULTS.get(problem.name)
-    marks = [pytest.mark.xfail(reason=reason)] if reason else []
-    return pytest.param(problem, id=problem.name, marks=marks)
-
-
-@pytest.mark.parametrize("problem", [_with_known_faults(problem) for problem in FAST])
+@pytest.mark.parametrize("problem", FAST, ids=lambda problem: problem.name)
 def test_exact_at_default_settings(problem: Problem) -> None:
     found = measure(problem)
     assert found.within(), (

@@ -25,9 +25,10 @@ from declarative_cvx.scaling import Scaling
 from declarative_cvx.solution import Attempt, ConeSolution
 from declarative_cvx.status import Status
 
-# Largest relative residual of a solution (violation of a certificate) that counts as one, unless
-# the solver was asked for less.
+# Largest relative residual of a solution that counts as one, and largest relative violation of a
+# certificate, unless the solver was asked for less.
 ACCEPTED = 1e-7
+CERTIFIED = 1e-6
 # Answers with smaller residuals than this are taken as they are.
 REFINED = 1e-13
 
@@ -198,11 +199,13 @@ def _verify(
     status = torch.where(optimal, torch.full_like(claimed, int(Status.OPTIMAL)), status)
     if infeasible.any():
         status = torch.where(
-            infeasible & ~(infeasibility(program, y) <= accepted), inaccurate, status
+            infeasible & ~(infeasibility(program, y) <= max(accepted, CERTIFIED)),
+            inaccurate,
+            status,
         )
     if unbounded.any():
         status = torch.where(
-            unbounded & ~(unboundedness(program, x) <= accepted), inaccurate, status
+            unbounded & ~(unboundedness(program, x) <= max(accepted, CERTIFIED)), inaccurate, status
         )
     return status
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.cones import exponential, power, second_order, semidefinite
+from declarative_cvx.transforms import outside_transforms
 
 # How close to a kink counts as on it, relative to the largest entry, and how large a change of an
 # entry of DΠ across that distance counts as a jump.
@@ -202,12 +203,17 @@ def _groups(cone: Cone, device: torch.device) -> tuple[_Group, ...]:
             starts.setdefault(dim, []).append(start)
             start += dim
         for dim, first in starts.items():
-            index = torch.tensor(first, device=device)[:, None] + torch.arange(dim, device=device)
-            alpha = None
-            if kind == "power":
-                alpha = torch.tensor(cone.power, dtype=torch.float64, device=device)
-            groups.append(_Group(kind, index, alpha))
+            with outside_transforms():
+                groups.append(_group(kind, first, dim, cone, device))
     return tuple(groups)
+
+
+def _group(kind: str, first: list[int], dim: int, cone: Cone, device: torch.device) -> _Group:
+    """The cones of one kind and dimension whose first rows are given."""
+    index = torch.tensor(first, device=device)[:, None] + torch.arange(dim, device=device)
+    if kind != "power":
+        return _Group(kind, index)
+    return _Group(kind, index, torch.tensor(cone.power, dtype=torch.float64, device=device))
 
 
 @dataclass(frozen=True)

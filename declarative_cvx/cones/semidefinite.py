@@ -12,6 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from declarative_cvx.transforms import outside_transforms
+
 
 def order_of(rows: int) -> int:
     """Order k of the matrix that a vector of k (k + 1) / 2 rows stores."""
@@ -21,7 +23,8 @@ def order_of(rows: int) -> int:
 @lru_cache(maxsize=256)
 def _triangle(k: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Row and column of every entry: the lower triangle, column by column."""
-    col, row = torch.triu_indices(k, k, device=device)
+    with outside_transforms():
+        col, row = torch.triu_indices(k, k, device=device)
     return row, col
 
 

@@ -26,11 +26,14 @@ class Adjoint:
     b : Tensor, shape (batch, m)
     residual : Tensor, shape (batch,)
         Relative residual of the linear system that was solved: the accuracy of the gradient.
+    singular : Tensor of bool, shape (batch,), or None
+        Where that system has a singular matrix, if this is known.
     """
 
     q: Tensor
     b: Tensor
     residual: Tensor
+    singular: Tensor | None = None
 
 
 class Derivative(ABC):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.derivative.base import Adjoint, Derivative
-from declarative_cvx.kkt import solve_kkt
+from declarative_cvx.kkt import solve_kkt, solve_kkt_and_rank
 from declarative_cvx.program import ConeProgram, Point
 
 
@@ -32,8 +32,10 @@ class Implicit(Derivative):
         n = program.structure.variables
         projection = program.structure.cone.derivative(s - y)
         rhs = torch.cat([grad_x, projection.matvec(grad_y + grad_s) - grad_y], 1)
-        w, residual = solve_kkt(program, projection, rhs[:, :, None], transpose=True)
-        return Adjoint(q=-w[:, :n, 0], b=w[:, n:, 0], residual=residual[:, 0])
+        w, residual, singular = solve_kkt_and_rank(
+            program, projection, rhs[:, :, None], transpose=True
+        )
+        return Adjoint(-w[:, :n, 0], w[:, n:, 0], residual[:, 0], singular)
 
     def tangent(self, program: ConeProgram, point: Point, dq: Tensor, db: Tensor) -> Point:
         _, y, s = point

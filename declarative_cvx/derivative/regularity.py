@@ -10,16 +10,23 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.derivative.base import Derivative
+from declarative_cvx.kkt import kkt_times, solve_kkt
 from declarative_cvx.program import ConeProgram, Point
 from declarative_cvx.sparsity import columns
 
 # Relative residual of the adjoint system, or relative difference between the derivatives on the
 # two sides of a kink, above which an element is irregular.
 REGULAR = 1e-6
+# Share of the largest possible gradient below which a difference between two does not count.
+NOTICEABLE = 1e-3
 
 WEAKLY_ACTIVE = (
     "a constraint is active with a zero multiplier (or lies on another kink of its cone), so that "
     "the derivatives on its two sides differ; one of them is returned"
+)
+AMBIGUOUS = (
+    "constraints that depend on each other hold together, and would move apart with the "
+    "parameters; a mean of the derivatives on the sides is returned"
 )
 INCONSISTENT = (
     "the adjoint system has no solution, as where the solution or a multiplier asked for is not "
@@ -38,27 +45,30 @@ class DerivativeReport:
         that were not solved.
     weakly_active : Tensor of bool, shape (batch,)
         Elements on a kink across which the gradient jumps.
+    ambiguous : Tensor of bool, shape (batch,)
+        Elements where dependent constraints move apart with the parameters.
     """
 
     residual: Tensor
     weakly_active: Tensor
+    ambiguous: Tensor
 
     @property
     def regular(self) -> Tensor:
         """Whether each element has a derivative, bool, shape (batch,)."""
-        return (self.residual <= REGULAR) & ~self.weakly_active
+        return (self.residual <= REGULAR) & ~self.weakly_active & ~self.ambiguous
 
     @property
     def reason(self) -> tuple[str, ...]:
         """Why each element has none; empty where it has one."""
+        columns = (self.residual, self.weakly_active, self.ambiguous)
         return tuple(
             "not solved" if residual != residual
             else WEAKLY_ACTIVE if weak
             else INCONSISTENT if not residual <= REGULAR
+            else AMBIGUOUS if several
             else ""
-            for residual, weak in zip(
-                self.residual.tolist(), self.weakly_active.tolist(), strict=True
-            )
+            for residual, weak, several in zip(*(c.tolist() for c in columns), strict=True)
         )  # fmt: skip
 
 
@@ -108,9 +118,49 @@ def assess(
     -------
     DerivativeReport
     """
-    grads = outputs.probe(point)
-    residual = derivative.adjoint(program, point, grads).residual
-    return DerivativeReport(residual, weakly_active(program, point, derivative, outputs))
+    adjoint = derivative.adjoint(program, point, outputs.probe(point))
+    weak = weakly_active(program, point, derivative, outputs)
+    return DerivativeReport(
+        adjoint.residual, weak, ambiguous(program, point, adjoint.singular, outputs)
+    )
+
+
+def ambiguous(
+    program: ConeProgram, point: Point, singular: Tensor | None, outputs: Outputs
+) -> Tensor:
+    """Elements whose adjoint system has several solutions with different gradients.
+
+    Constraints that hold together at the solution, and depend on each other, but move apart with
+    the parameters: beyond the solution one of them gives way, which one depends on the direction.
+
+    Parameters
+    ----------
+    program : ConeProgram
+    point : (x, y, s)
+    singular : Tensor of bool, shape (batch,), or None
+        Where the matrix is singular; None is anywhere.
+    outputs : Outputs
+
+    Returns
+    -------
+    Tensor of bool, shape (batch,)
+    """
+    x, y, s = point
+    at = torch.arange(len(x), device=x.device) if singular is None else torch.where(singular)[0]
+    found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    if not len(at):
+        return found
+    part, (x, y, s) = program.select(at), (v[at] for v in point)
+    projection = part.structure.cone.derivative(s - y)
+    numbers = np.random.default_rng(0).uniform(-1, 1, x.shape[1] + y.shape[1])
+    random = torch.as_tensor(numbers, device=x.device).expand(len(at), -1)
+    image = kkt_times(part, projection, random[:, :, None], transpose=True)
+    null = random - solve_kkt(part, projection, image, transpose=True)[0][:, :, 0]
+    sizes = []
+    for w in (null, random):
+        q, b = -w[:, : x.shape[1]], w[:, x.shape[1] :]
+        sizes.append(outputs.pull_back(*data_gradients(part, x, y, q, b)).abs().amax(1))
+    return found.index_copy(0, at, sizes[0] > REGULAR * sizes[1])
 
 
 def weakly_active(
@@ -131,7 +181,11 @@ def weakly_active(
     above, below = (
         outputs.pull_back(*data_gradients(part, x, y, side.q, side.b)) for side in sides
     )
-    size = torch.maximum(above.abs(), below.abs()).amax(1).clamp(min=torch.finfo(x.dtype).tiny)
+    # A gradient that is zero to rounding is measured by what one of this size could have been.
+    norm = torch.cat([torch.cat([side.q, side.b], 1) for side in sides], 1).abs().amax(1)[:, None]
+    full = outputs.pull_back(*data_gradients(part, x, y, norm.expand_as(x), norm.expand_as(y)))
+    size = torch.maximum(above.abs(), below.abs()).amax(1)
+    size = torch.maximum(size, NOTICEABLE * full.abs().amax(1))
     jumps = ~((above - below).abs().amax(1) <= REGULAR * size)
     return kinked.index_copy(0, at, jumps)
 
