@@ -28,6 +28,7 @@ from declarative_cvx import (
     SolveError,
     Status,
 )
+from declarative_cvx.backends import BACKENDS
 
 GRADIENT_ACCURACY = 1e-5
 REGULAR = [case for case in CASES if case.regular and case.values]
@@ -639,3 +640,26 @@ def test_geometric_program_goes_through_torch_modules() -> None:
     expected = ((a * q / p).sqrt() + (a * p / q).sqrt()).sum()
     reference = torch.autograd.grad(expected, network.weight)
     assert_same([network.weight.grad], reference)
+
+
+@pytest.mark.parametrize(
+    "solver", [name for name, cls in BACKENDS.items() if cls.capabilities.warm_start]
+)
+def test_warm_start_is_per_element(solver: str) -> None:
+    """An element that had no solution last time starts cold; the others start warm."""
+    x, p, total = cp.Variable(4), cp.Parameter(4), cp.Parameter()
+    constraints = [x >= -1, x <= 1, cp.sum(x) == total]
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), constraints)
+    build = (problem, [p, total], [x])
+    points = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(3, 4)
+    feasible = torch.tensor([0.5, 0.3, 0.1], dtype=torch.float64)
+    warm = DeclarativeLayer(*build, solver=solver, warm_start=True, on_failure="nan")
+    cold = DeclarativeLayer(*build, solver=solver)
+    first = warm.solve(points, torch.tensor([0.5, 100.0, 0.1], dtype=torch.float64))
+    assert [status.solved for status in first.status] == [True, False, True]
+    second, reference = warm.solve(points, feasible), cold.solve(points, feasible)
+    torch.testing.assert_close(second.variables[0], reference.variables[0], rtol=1e-9, atol=1e-9)
+    assert all(second.iterations[i] <= reference.iterations[i] for i in (0, 2))
+    # One iteration for each element is as few as there can be.
+    fewest = len(points)
+    assert sum(second.iterations) < max(sum(reference.iterations), fewest + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -107,9 +108,11 @@ class Moreau(Backend):
         A, entries = _permute_rows(structure.A, order)
         solver = self._compiled(structure, A, program.batch)
         solver.setup(*_values(program.P, program.A[:, entries]))
-        interior_point = self.method != "active_set"
-        warm = _warm_start(start, order) if start is not None and interior_point else None
-        found = solver.solve(program.q, program.b[:, order], warm_start=warm)
+        warm = None if start is None else _warm_start(start, order)
+        with warnings.catch_warnings():
+            # Elements that fail from a warm start are tried again from a cold one.
+            warnings.filterwarnings("ignore", message="Warm-started solve failed")
+            found = solver.solve(program.q, program.b[:, order], warm_start=warm)
         y, s = np.empty_like(program.b), np.empty_like(program.b)
         y[:, order], s[:, order] = found.z, found.s
         said = [status.name for status in solver.info.status]
@@ -199,9 +202,12 @@ def _values(P: np.ndarray, A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _warm_start(start: Point, order: np.ndarray) -> Any:
-    """A warm start for the whole batch, or none if any element has no point to start from."""
+    """A warm start for the batch; elements without a point start from x = 0, s = z = 1."""
     import moreau
 
-    if not np.isfinite(start.x).all():
-        return None
-    return moreau.BatchedWarmStart(x=start.x, z=start.y[:, order], s=start.s[:, order])
+    cold = ~np.isfinite(start.x).all(1, keepdims=True)
+    return moreau.BatchedWarmStart(
+        x=np.where(cold, 0.0, start.x),
+        z=np.where(cold, 1.0, start.y[:, order]),
+        s=np.where(cold, 1.0, start.s[:, order]),
+    )
