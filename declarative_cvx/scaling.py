@@ -28,9 +28,13 @@ class Scaling:
     objective: Tensor
 
     @classmethod
-    def of(cls, program: ConeProgram) -> Scaling:
-        """Factors that bring b and A, and the larger of P and q, to size one."""
-        P, q, A, b = (_size(v) for v in (program.P, program.q, program.A, program.b))
+    def of(cls, program: ConeProgram, largest: bool = False) -> Scaling:
+        """Factors that bring b and A, and the larger of P and q, to size one.
+
+        The size of data is the geometric mean of their entries or, with `largest`, the largest.
+        """
+        size = _largest if largest else _size
+        P, q, A, b = (size(v) for v in (program.P, program.q, program.A, program.b))
         both = (P > 0) & (q > 0)
         natural = torch.where(both, q / torch.where(both, P, 1.0), 1.0)
         A = torch.where(A > 0, A, 1.0)
@@ -82,6 +86,13 @@ def _size(values: Tensor) -> Tensor:
     count = nonzero.sum(1, keepdim=True)
     logs = torch.where(nonzero, values, 1.0).abs().log().sum(1, keepdim=True)
     return torch.where(count > 0, (logs / count.clamp(min=1)).exp(), 0.0)
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Largest absolute entry of each element, shape (batch or 1, 1)."""
+    if values.shape[1] == 0:
+        return values.new_zeros((values.shape[0], 1))
+    return values.abs().amax(1, keepdim=True)
 
 
 def _power(values: Tensor) -> Tensor:

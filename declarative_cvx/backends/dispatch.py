@@ -96,12 +96,12 @@ def solve(
         start = replace(start, x=x, y=y, s=s)
     solution = _nothing(program)
     pending = torch.arange(program.batch, device=program.q.device)
-    for backend in backends:
+    for backend, largest in _turns(backends):
         if not len(pending):
             break
         everything = len(pending) == program.batch
         part = program if everything else program.select(pending)
-        attempt = _attempt(part, backend, start, pending)
+        attempt = _attempt(part, backend, start, pending, largest)
         settled = [status.value for status in Status if status.final]
         final = torch.isin(attempt.status, torch.tensor(settled, device=pending.device))
         worst = solution.residuals.worst[pending]
@@ -110,6 +110,16 @@ def solve(
         pending = pending[~final]
     x, y, s = scaling.restore(solution.x, solution.y, solution.s)
     return replace(solution, x=x, y=y, s=s)
+
+
+def _turns(backends: Sequence[Backend]) -> list[tuple[Backend, bool]]:
+    """Solvers in the order in which they are tried, and whether in units of the largest entries.
+
+    Several solvers get a second turn in those units: data of widely mixed sizes may suit the one
+    or the other.
+    """
+    turns = [(backend, False) for backend in backends]
+    return turns + [(backend, True) for backend in backends] if len(backends) > 1 else turns
 
 
 def _nothing(program: ConeProgram) -> ConeSolution:
@@ -127,17 +137,30 @@ def _nothing(program: ConeProgram) -> ConeSolution:
 
 
 def _attempt(
-    program: ConeProgram, backend: Backend, start: ConeSolution | None, elements: Tensor
+    program: ConeProgram,
+    backend: Backend,
+    start: ConeSolution | None,
+    elements: Tensor,
+    largest: bool,
 ) -> ConeSolution:
-    """One solver's verified work on the program; `elements` are its places in the whole batch."""
+    """One solver's verified work on the program.
+
+    `elements` are its places in the whole batch; `largest` has the solver see the program in units
+    of its largest entries.
+    """
     began = time.perf_counter()
-    reduced = reduce(program)
+    units = Scaling.of(program, largest=True) if largest else None
+    seen = program if units is None else units.apply(program)
+    reduced = reduce(seen)
     host = HostProgram.of(reduced)
     try:
-        answer = backend.solve(host, _point(program, start, elements))
+        answer = backend.solve(host, None if largest else _point(program, start, elements))
     except Exception as error:  # whatever a solver raises must not cost the next one its turn
         answer = Answer.failure(host, f"{error!r}")
-    x, y, s, found = _refine(program, answer, _extend(program, reduced, answer))
+    point = _extend(seen, reduced, answer)
+    if units is not None:
+        point = units.restore(*point)
+    x, y, s, found = _refine(program, answer, point)
     status = _verify(program, answer, found, x, y, max(ACCEPTED, 10 * backend.tol))
     attempt = Attempt(
         backend=backend.name,
