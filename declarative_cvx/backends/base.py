@@ -212,7 +212,9 @@ class Backend(ABC):
         """Why the solver cannot take programs of this structure; None if it can."""
         missing = structure.cone.kinds - self.capabilities.cones
         if missing:
-            return f"{self.name} has no {' or '.join(sorted(missing))} cone"
+            return (
+                f"{self.name} has no {' or '.join(sorted(missing))} cone, which this problem needs"
+            )
         return None
 
     def stages(self, structure: Structure) -> tuple[Backend, ...]:

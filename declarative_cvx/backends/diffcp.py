@@ -68,6 +68,8 @@ class DIFFCP(ElementwiseBackend):
 
     def obstacle(self, structure: Structure) -> str | None:
         cone = structure.cone
+        if not structure.rows and not structure.P.nnz:
+            return "diffcp does not take linear problems without constraints"
         if self.solve_method == "ECOS" and cone.kinds & {"psd", "exp"}:
             return "diffcp with ECOS takes no psd or exp cone; use DIFFCP(solve_method='SCS')"
         if self.solve_method == "Clarabel" and any(k >= 4 for k in cone.psd):

@@ -64,7 +64,7 @@ def require_capable(backend: Backend, structure: Structure) -> None:
     if obstacle is None:
         return
     able = [name for name, cls in installed().items() if cls().obstacle(structure) is None]
-    raise BackendError(f"{obstacle}, which this problem needs. Solvers that do: {', '.join(able)}.")
+    raise BackendError(f"{obstacle}. Solvers that do: {', '.join(able)}.")
 
 
 def solve(

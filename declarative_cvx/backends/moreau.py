@@ -84,7 +84,7 @@ class Moreau(Backend):
         if any(dim < 2 for dim in structure.cone.soc):
             return "Moreau has no second-order cone of dimension 1"
         if self.method == "active_set" and not structure.rows:
-            return "Moreau's active-set method needs a constraint"
+            return "Moreau's active-set method does not take problems without constraints"
         if self.method == "active_set" and not structure.cone.kinds <= {"zero", "nonneg"}:
             return "Moreau's active-set method takes equalities and inequalities only"
         return super().obstacle(structure)

@@ -56,7 +56,7 @@ class SCS(ElementwiseBackend):
 
     def obstacle(self, structure: Structure) -> str | None:
         if not structure.rows:
-            return "SCS needs a constraint"
+            return "SCS does not take problems without constraints"
         return super().obstacle(structure)
 
     def solve_one(self, element: Element, start: Point | None) -> One:
