@@ -26,7 +26,7 @@ from declarative_cvx.program import ConeProgram, Point, Structure
 from declarative_cvx.scaling import Scaling
 from declarative_cvx.solution import ConeSolution
 from declarative_cvx.sparsity import matvec
-from declarative_cvx.transforms import forward_mode_is_nested
+from declarative_cvx.transforms import apply_function, forward_mode_is_nested, recording
 
 # Packages whose frames a warning does not point at.
 _OURS = ("declarative_cvx", "torch")
@@ -69,8 +69,8 @@ class Call:
         at = torch.where(found.solved)[0]
         if len(at) < len(found.solved):
             program, point = program.select(at), (found.x[at], found.y[at], found.s[at])
-        scaling = Scaling.of(program)
-        return scaling.apply(program), scaling.point(*point), at
+        scaling, scaled = Scaling.scaled(program)
+        return scaled, scaling.point(*point), at
 
     def assess(self) -> DerivativeReport:
         """The report of the last backward pass, or one made by probing."""
@@ -155,7 +155,7 @@ def solve_differentiably(program: ConeProgram, call: Call) -> tuple[Tensor, Tens
     objective : Tensor, shape (batch,)
         1/2 x'P x + q'x at the solution. Its gradient needs no linear system (DDN eq. 10).
     """
-    x, y, objective, _ = _Solve.apply(program.P, program.q, program.A, program.b, call)
+    x, y, objective, _ = apply_function(_Solve, program.P, program.q, program.A, program.b, call)
     return x, y, objective
 
 
@@ -206,7 +206,7 @@ class _Solve(torch.autograd.Function):
             for value, dim in zip((P, q, A, b), in_dims[:4], strict=True)
         ]
         inner = replace(call)
-        outputs = _Solve.apply(*folded, inner)
+        outputs = apply_function(_Solve, *folded, inner)
         call.program, call.solution = inner.program, inner.solution
         return tuple(v.unflatten(0, (info.batch_size, batch)) for v in outputs), (0, 0, 0, 0)
 
@@ -241,19 +241,28 @@ class _Node:
         x, y, s = (torch.where(solved[:, None], v, 0.0) for v in point)
         return cls(ctx.call, ConeProgram(ctx.call.structure, P, q, A, b), (x, y, s), solved)
 
+    def scaled(self) -> tuple[Scaling, ConeProgram]:
+        """Units, and the program in them: that of the forward pass if nothing is recorded."""
+        program = self.program
+        if recording(program.P, program.q, program.A, program.b):
+            scaling = Scaling.of(program.detach())
+            return scaling, scaling.apply(program)
+        assert self.call.program is not None
+        return Scaling.scaled(self.call.program)
+
     def through_solution(self, upstream: tuple[Any, Any, Any]) -> tuple[Tensor, ...]:
         """Gradients of P, q, A, b for gradients of x, y and s."""
         grads = tuple(
             torch.zeros_like(v) if grad is None else torch.where(self.solved[:, None], grad, 0.0)
             for grad, v in zip(upstream, self.point, strict=True)
         )
-        scaling = Scaling.of(self.program.detach())
+        scaling, program = self.scaled()
         adjoint = self.call.derivative.adjoint(
-            scaling.apply(self.program), scaling.point(*self.point), scaling.restore(*grads)
+            program, scaling.point(*self.point), scaling.restore(*grads)
         )
         residual, singular = adjoint.residual.detach(), adjoint.singular
         singular = torch.ones_like(self.solved) if singular is None else singular
-        _Record.apply(residual, singular, self.call)
+        apply_function(_Record, residual, singular, self.call)
         x, y, _ = self.point
         return data_gradients(self.program, x, y, *scaling.data(adjoint.q, adjoint.b))
 
@@ -279,10 +288,10 @@ class _Node:
             moved = matvec(dA, structure.A, x)
             q_change = q_change + matvec(dA, structure.A, y, transpose=True)
             b_change, value = b_change - moved, value + (moved * y).sum(1)
-        scaling = Scaling.of(self.program.detach())
+        scaling, program = self.scaled()
         mask = self.solved[:, None]
         change = self.call.derivative.tangent(
-            scaling.apply(self.program),
+            program,
             scaling.point(*self.point),
             *scaling.data(torch.where(mask, q_change, 0.0), torch.where(mask, b_change, 0.0)),
         )
@@ -308,4 +317,4 @@ class _Record(torch.autograd.Function):
             residual = residual.movedim(in_dims[0], 0).amax(0)
         if in_dims[1] is not None:
             singular = singular.movedim(in_dims[1], 0).any(0)
-        return _Record.apply(residual, singular, call), None
+        return apply_function(_Record, residual, singular, call), None

@@ -14,14 +14,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
 from declarative_cvx.program import ConeProgram, Elimination, Point, Structure
 from declarative_cvx.sparsity import Sparsity, columns
 
-# Largest number of remaining variables: P becomes a dense matrix over them.
+# Largest number of remaining variables: P over them is handled as a dense matrix.
 LARGEST = 1000
+# Up to so many of them a denser P costs less than the variables that it replaces.
+SMALL = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +35,14 @@ class Parts:
     ----------
     P : Tensor, shape (batch or 1, X, X)
         P over X with the quadratic terms of T substituted.
-    A : Tensor, shape (batch or 1, E, X)
+    A_E : Tensor, shape (batch or 1, E, X)
+    A_R : Tensor, shape (batch or 1, R, X)
     p, c : Tensor, shape (batch or 1, E)
     """
 
     P: Tensor
-    A: Tensor
+    A_E: Tensor
+    A_R: Tensor
     p: Tensor
     c: Tensor
 
@@ -46,12 +51,12 @@ class Parts:
         """The blocks of a program that the substitution needs, computed once."""
         if "_parts" not in program.__dict__:
             blocks = program.structure.blocks
-            A, c = blocks.A_E.read(program.A), blocks.c.read(program.A)
+            A_E, A_R, c = program.blocks
             p = blocks.p.read(program.P)
-            P = A.mT @ ((p / c**2)[:, :, None] * A)
+            P = A_E.mT @ ((p / c**2)[:, :, None] * A_E)
             if blocks.P_X.stored:
                 P = P + blocks.P_X.read(program.P)
-            program.__dict__["_parts"] = cls(P, A, p, c)
+            program.__dict__["_parts"] = cls(P, A_E, A_R, p, c)
         return program.__dict__["_parts"]
 
 
@@ -60,13 +65,13 @@ def reduce(program: ConeProgram) -> ConeProgram:
     elimination = program.structure.elimination
     if elimination is None:
         return program
-    E, T, X, R = elimination.index(program.q.device)
+    E, T, X, R, *_ = elimination.index(program.q.device)
     parts = Parts.of(program)
     shift = (parts.p * columns(program.b, E) / parts.c + columns(program.q, T)) / parts.c
     return ConeProgram(
         elimination.reduced,
-        P=parts.P.flatten(1),
-        q=columns(program.q, X) - (parts.A.mT @ shift[:, :, None])[:, :, 0],
+        P=columns(parts.P.flatten(1), elimination.reduced.P.place(program.q.device)),
+        q=columns(program.q, X) - (parts.A_E.mT @ shift[:, :, None])[:, :, 0],
         A=program.structure.blocks.A_R_values.read(program.A),
         b=columns(program.b, R),
     )
@@ -77,7 +82,7 @@ def restrict(program: ConeProgram, point: Point) -> Point:
     elimination = program.structure.elimination
     if elimination is None:
         return point
-    _, _, X, R = elimination.index(program.q.device)
+    _, _, X, R, *_ = elimination.index(program.q.device)
     x, y, s = point
     return x[:, X], y[:, R], s[:, R]
 
@@ -98,15 +103,15 @@ def extend(program: ConeProgram, point: Point, rays: tuple[Tensor, Tensor]) -> P
     elimination = program.structure.elimination
     if elimination is None:
         return point
-    E, T, X, R = elimination.index(program.q.device)
+    E, T, _, _, rows, variables = elimination.index(program.q.device)
     x_rays, y_rays = (ray[:, None] for ray in rays)
     parts = Parts.of(program)
-    b = torch.where(x_rays, 0.0, program.b[:, E])
-    t = (b - (parts.A @ point[0][:, :, None])[:, :, 0]) / parts.c
-    dual = torch.where(y_rays, 0.0, -(parts.p * t + program.q[:, T]) / parts.c)
-    x = torch.empty_like(program.q).index_copy(1, X, point[0]).index_copy(1, T, t)
-    y = torch.empty_like(program.b).index_copy(1, R, point[1]).index_copy(1, E, dual)
-    s = torch.zeros_like(program.b).index_copy(1, R, point[2])
+    b = torch.where(x_rays, 0.0, columns(program.b, E))
+    t = (b - (parts.A_E @ point[0][:, :, None])[:, :, 0]) / parts.c
+    dual = torch.where(y_rays, 0.0, -(parts.p * t + columns(program.q, T)) / parts.c)
+    x = columns(torch.cat([t, point[0]], 1), variables)
+    y = columns(torch.cat([dual, point[1]], 1), rows)
+    s = columns(torch.cat([torch.zeros_like(dual), point[2]], 1), rows)
     return x, y, s
 
 
@@ -132,13 +137,14 @@ def find_elimination(structure: Structure, constant: np.ndarray) -> Elimination 
     E, first = np.unique(A.rows[entries], return_index=True)
     T = A.cols[entries[first]]
     X, R = np.setdiff1d(np.arange(n), T), np.setdiff1d(np.arange(structure.rows), E)
-    dense = X.size**2
-    if not T.size or not R.size or not X.size or X.size > LARGEST or dense > A.nnz + P.nnz:
+    if not T.size or not R.size or not X.size or X.size > LARGEST:
         return None
-    grid = np.indices((X.size, X.size)).reshape(2, -1)
+    curvature = _curvature(structure, E, T, X)
+    if X.size > SMALL and curvature.nnz > A.nnz + P.nnz:
+        return None
     kept = np.flatnonzero(np.isin(A.rows, R) & np.isin(A.cols, X))
     reduced = Structure(
-        Sparsity((X.size, X.size), grid[0], grid[1]),
+        curvature,
         Sparsity(
             (R.size, X.size),
             np.searchsorted(R, A.rows[kept]),
@@ -147,3 +153,20 @@ def find_elimination(structure: Structure, constant: np.ndarray) -> Elimination 
         replace(structure.cone, zero=structure.cone.zero - E.size),
     )
     return Elimination(reduced, E, T, X, R)
+
+
+def _curvature(structure: Structure, E: np.ndarray, T: np.ndarray, X: np.ndarray) -> Sparsity:
+    """The pattern of P over X once T is substituted."""
+    A, P = (
+        sp.csr_array((np.ones(m.nnz), (m.rows, m.cols)), shape=m.shape)
+        for m in (structure.A, structure.P)
+    )
+    curved = E[P.diagonal()[T] > 0]
+    squares = A[curved][:, X]
+    pattern = sp.coo_array(squares.T @ squares + P[X][:, X])
+    order = np.lexsort((pattern.col, pattern.row))
+    return Sparsity(
+        (X.size, X.size),
+        pattern.row[order].astype(np.int64),
+        pattern.col[order].astype(np.int64),
+    )

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from declarative_cvx.cones import ConeDerivative
 from declarative_cvx.elimination import Parts
-from declarative_cvx.least_squares import FACTORED, factor_and_solve, least_norm
-from declarative_cvx.program import ConeProgram, Structure
+from declarative_cvx.least_squares import FACTORED, Factors, least_norm
+from declarative_cvx.program import ConeProgram
 from declarative_cvx.sparse_kkt import sparse_least_norm, sparse_solve
+from declarative_cvx.sparsity import columns
+from declarative_cvx.transforms import apply_function, transforming
 
 # Residual up to which the solution of the reduced system is taken without a correction.
 CORRECTED = 1e-13
@@ -57,8 +59,8 @@ def solve_kkt_and_rank(
     """As `solve_kkt`, with a third result: whether each matrix is singular, bool, (batch,)."""
     indices = tuple(index for index, _ in projection.blocks)
     blocks = [block for _, block in projection.blocks]
-    kind = _Kind(program.structure, indices, transpose)
-    return _Solve.apply(program.P, program.A, projection.diagonal, rhs, kind, *blocks)
+    kind = _Kind(program, indices, transpose)
+    return apply_function(_Solve, program.P, program.A, projection.diagonal, rhs, kind, *blocks)
 
 
 def kkt_times(
@@ -72,13 +74,17 @@ def kkt_times(
 class _Kind:
     """What is no tensor, or not differentiated, about a system."""
 
-    structure: Structure
+    program: ConeProgram
     indices: tuple[Tensor, ...]
     transpose: bool
 
     def system(self, P: Tensor, A: Tensor, diagonal: Tensor, blocks: tuple) -> _System:
-        empty = diagonal.new_zeros((diagonal.shape[0], 0))
-        program = ConeProgram(self.structure, P, empty, A, empty)
+        # With what was computed for it before, unless that is part of a graph.
+        program = self.program
+        tracked = P.requires_grad or A.requires_grad or transforming()
+        if tracked or P is not program.P or A is not program.A:
+            empty = diagonal.new_zeros((diagonal.shape[0], 0))
+            program = ConeProgram(program.structure, P, empty, A, empty)
         pairs = list(zip(self.indices, blocks, strict=True))
         return _System(program, ConeDerivative(diagonal, pairs), self.transpose)
 
@@ -108,22 +114,33 @@ class _System:
 
     def matrix(self) -> Tensor:
         """The matrices themselves, shape (batch, n + m, n + m)."""
-        P = self.program.dense_P
-        return _assemble(P, self.program.dense_A, self.projection, self.transpose)
+        matrix = _assemble(self.program.dense_P, self.program.dense_A, self.projection)
+        return matrix.mT if self.transpose else matrix
 
-    def solve(self, rhs: Tensor) -> Tensor:
-        """By factorisation; NaN or inaccurate where the matrix is singular."""
+    def solve(self, rhs: Tensor) -> tuple[Tensor, Tensor]:
+        """By factorisation, and what is left of rhs.
+
+        NaN or inaccurate where the matrix is singular.
+        """
         if self.is_sparse:
-            return sparse_solve(self.program, self.projection, self.transpose, rhs)
-        if self.program.structure.elimination is None:
-            return factor_and_solve(self.matrix(), rhs)
-        reduced = _Reduced.of(self)
-        w = reduced.solve(rhs)
+            w = sparse_solve(self.program, self.projection, self.transpose, rhs)
+            return w, rhs - self.times(w)
+        core = self.core()
+        w = core.solve(rhs, self.transpose)
         error = rhs - self.times(w)
-        if bool((error.abs().amax((1, 2)) > CORRECTED).any()):
-            correction = reduced.solve(error)
-            return torch.where(torch.isfinite(correction), w + correction, w)
-        return w
+        if core.parts is not None and bool((error.abs().amax((1, 2)) > CORRECTED).any()):
+            correction = core.solve(error, self.transpose)
+            w = torch.where(torch.isfinite(correction), w + correction, w)
+            error = rhs - self.times(w)
+        return w, error
+
+    def core(self) -> _Core:
+        """The factorised system: the one of the last call, if it has the same matrix."""
+        known = self.program.__dict__.get("_core")
+        if known is None or not known.belongs_to(self.projection):
+            known = _Core.of(self)
+            self.program.__dict__["_core"] = known
+        return known
 
     def least_norm(self, rhs: Tensor) -> Tensor:
         """The least-squares solution of least norm."""
@@ -146,55 +163,66 @@ class _System:
         return _System(self.program.select(index), derivative, self.transpose)
 
 
-def _assemble(P: Tensor, A: Tensor, projection: ConeDerivative, transpose: bool) -> Tensor:
-    batch = projection.diagonal.shape[0]
-    P, A = P.expand(batch, -1, -1), A.expand(batch, -1, -1)
+def _assemble(P: Tensor, A: Tensor, projection: ConeDerivative) -> Tensor:
+    """[[P, A'(DΠ - I)], [A, DΠ]], shape (batch, n + m, n + m)."""
+    (batch, m), n = projection.diagonal.shape, P.shape[1]
     cross = projection.matmul(A) - A  # (DΠ - I) A
-    D = projection.dense()
-    if transpose:
-        return torch.cat([torch.cat([P, A.mT], 2), torch.cat([cross, D], 2)], 1)
-    return torch.cat([torch.cat([P, cross.mT], 2), torch.cat([A, D], 2)], 1)
+    out = P.new_zeros((batch, n + m, n + m))
+    out[:, :n, :n] = P
+    out[:, :n, n:] = cross.mT
+    out[:, n:, :n] = A
+    projection.write(out[:, n:, n:])
+    return out
 
 
 @dataclass(frozen=True)
-class _Reduced:
-    """The system without the variables T and rows E (see `declarative_cvx.elimination`).
+class _Core:
+    """J factorised, without the variables T and rows E if some are eliminated.
 
-    In J w = v, with parts named after the variables and rows,
+    In J w = v, with parts named after the variables and rows (`declarative_cvx.elimination`),
         dt = (v_E - A_E dx) / c,   dz_E = (p dt - v_T) / c,
     and in J'w = v
         w_t = -(v_E + A_E w_x) / c,   w_E = (v_T - p w_t) / c;
     what is left has P + A_E' (p / c^2) A_E in the place of P.
     """
 
-    matrix: Tensor
-    parts: Parts
-    places: tuple[Tensor, ...]  # of E, T, X, R in the whole system
-    transpose: bool
+    factors: Factors
+    projection: ConeDerivative
+    parts: Parts | None
+    places: tuple[Tensor, ...] = ()  # of E, T, X, R in the whole system
+    order: Tensor | None = None  # of the whole system in (T, X, E, R)
 
     @classmethod
-    def of(cls, system: _System) -> _Reduced:
+    def of(cls, system: _System) -> _Core:
         program, n = system.program, system.n
         elimination = program.structure.elimination
-        assert elimination is not None
-        E, T, X, R = elimination.index(program.q.device)
+        if elimination is None:
+            matrix = _assemble(program.dense_P, program.dense_A, system.projection)
+            return cls(Factors.of(matrix), system.projection, None)
+        E, T, X, R, rows, variables = elimination.index(program.P.device)
         parts = Parts.of(program)
-        A = program.structure.blocks.A_R.read(program.A)
-        projection = system.projection.without(len(E), R)
-        matrix = _assemble(parts.P, A, projection, system.transpose)
-        return cls(matrix, parts, (n + E, T, X, n + R), system.transpose)
+        matrix = _assemble(parts.P, parts.A_R, system.projection.without(len(E), R))
+        places, order = (n + E, T, X, n + R), torch.cat([variables, n + rows])
+        return cls(Factors.of(matrix), system.projection, parts, places, order)
 
-    def solve(self, rhs: Tensor) -> Tensor:
-        E, T, X, R = (rhs[:, place] for place in self.places)
-        A, p, c = self.parts.A, self.parts.p[:, :, None], self.parts.c[:, :, None]
-        sign = -1.0 if self.transpose else 1.0
+    def belongs_to(self, projection: ConeDerivative) -> bool:
+        """Whether this is the factorised Jacobian for a DΠ, of which only 0 and 1 recur."""
+        if self.projection is projection:
+            return True
+        return not projection.blocks and torch.equal(projection.diagonal, self.projection.diagonal)
+
+    def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
+        if self.parts is None or self.order is None:
+            return self.factors.solve(rhs, transpose)
+        E, T, X, R = (columns(rhs, place) for place in self.places)
+        A, p, c = self.parts.A_E, self.parts.p[:, :, None], self.parts.c[:, :, None]
+        sign = -1.0 if transpose else 1.0
         top = X + sign * (A.mT @ ((p * E / c - sign * T) / c))
-        inner = factor_and_solve(self.matrix, torch.cat([top, R], 1))
+        inner = self.factors.solve(torch.cat([top, R], 1), transpose)
         x, z = inner[:, : X.shape[1]], inner[:, X.shape[1] :]
         t = (sign * E - A @ x) / c
         multiplier = sign * (p * t - T) / c
-        parts = torch.cat([multiplier, t, x, z], 1)
-        return torch.empty_like(rhs).index_copy(1, torch.cat(self.places), parts)
+        return columns(torch.cat([t, x, multiplier, z], 1), self.order)
 
 
 class _Solve(torch.autograd.Function):
@@ -207,8 +235,8 @@ class _Solve(torch.autograd.Function):
         unit = rhs.abs().amax(1, keepdim=True)
         unit = torch.where(unit > 0, unit, 1.0)
         scaled = rhs / unit
-        w = system.solve(scaled)
-        residual = (system.times(w) - scaled).abs().amax(1)
+        w, error = system.solve(scaled)
+        residual = error.abs().amax(1)
         failed = torch.where(~(residual <= FACTORED).all(1))[0]
         if len(failed):
             part = system.select(failed)
@@ -231,8 +259,8 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:  # type: ignore[override]
         P, A, diagonal, w, *blocks = ctx.saved_tensors
-        kind = _Kind(ctx.kind.structure, ctx.kind.indices, not ctx.kind.transpose)
-        g = _Solve.apply(P, A, diagonal, grad, kind, *blocks)[0]
+        kind = _Kind(ctx.kind.program, ctx.kind.indices, not ctx.kind.transpose)
+        g = apply_function(_Solve, P, A, diagonal, grad, kind, *blocks)[0]
         if not any(ctx.needs_input_grad[:3]) and not any(ctx.needs_input_grad[5:]):
             return None, None, None, g, None, *(None for _ in blocks)
         left, right = (w, g) if ctx.kind.transpose else (g, w)
@@ -244,7 +272,7 @@ class _Solve(torch.autograd.Function):
         P, A, diagonal, w, *blocks = ctx.saved_tensors
         rhs = torch.zeros_like(w) if drhs is None else drhs
         rhs = rhs - _change(ctx.kind, (P, A, diagonal, blocks), (dP, dA, dd, dblocks), w)
-        return _Solve.apply(P, A, diagonal, rhs, ctx.kind, *blocks)[0], None, None
+        return apply_function(_Solve, P, A, diagonal, rhs, ctx.kind, *blocks)[0], None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
@@ -252,14 +280,14 @@ class _Solve(torch.autograd.Function):
         if all(dim is None for dim in (*in_dims[:3], *in_dims[5:])):
             columns = rhs.movedim(in_dims[3], -1)  # one factorisation, more columns
             flat = columns.flatten(2)
-            w, residual, singular = _Solve.apply(P, A, diagonal, flat, kind, *blocks)
+            w, residual, singular = apply_function(_Solve, P, A, diagonal, flat, kind, *blocks)
             shape = columns.shape[2:]
             return (w.unflatten(2, shape), residual.unflatten(1, shape), singular), (3, 2, None)
         size = info.batch_size
         batch = diagonal.shape[1 if in_dims[2] == 0 else 0]
         tensors, dims = (P, A, diagonal, rhs, *blocks), (*in_dims[:4], *in_dims[5:])
         values = [fold(v, dim, size, batch) for v, dim in zip(tensors, dims, strict=True)]
-        outputs = _Solve.apply(*values[:4], kind, *values[4:])
+        outputs = apply_function(_Solve, *values[:4], kind, *values[4:])
         return tuple(v.unflatten(0, (size, batch)) for v in outputs), (0, 0, 0)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -15,37 +16,61 @@ RANK_TOLERANCE = 1e-11
 LARGE = 128
 
 
-def factor_and_solve(matrix: Tensor, rhs: Tensor) -> Tensor:
-    """Solutions by LU; NaN or meaningless where a matrix is singular.
+@dataclass(frozen=True)
+class Factors:
+    """LU factors of a batch of matrices, shape (batch, k, k).
+
+    On the CPU large ones are treated one at a time, which keeps all cores busy as well: batched,
+    LAPACK runs from several threads at once, which some builds of MKL do not survive (orders from
+    about 200 on).
+    """
+
+    factors: Tensor
+    pivots: Tensor
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Factors:
+        """Factorise; singular matrices give factors that solve nothing."""
+        if not _is_large(matrix):
+            return cls(*torch.linalg.lu_factor_ex(matrix)[:2])
+        parts = [torch.linalg.lu_factor_ex(element)[:2] for element in matrix]
+        factors, pivots = zip(*parts, strict=True)
+        return cls(torch.stack(factors), torch.stack(pivots))
+
+    def solve(self, rhs: Tensor, transpose: bool = False) -> Tensor:
+        """Solutions for rhs (batch, k, columns); NaN or meaningless for singular matrices."""
+        if not _is_large(self.factors):
+            return torch.linalg.lu_solve(self.factors, self.pivots, rhs, adjoint=transpose)
+        triples = zip(self.factors, self.pivots, rhs, strict=True)
+        return torch.stack([torch.linalg.lu_solve(*v, adjoint=transpose) for v in triples])
+
+
+def _is_large(matrix: Tensor) -> bool:
+    return matrix.device.type == "cpu" and matrix.shape[1] >= LARGE and len(matrix) > 1
+
+
+def least_norm(matrix: Tensor, rhs: Tensor) -> Tensor:
+    """Least-squares solutions of least norm.
 
     Parameters
     ----------
     matrix : Tensor, shape (batch, k, k)
     rhs : Tensor, shape (batch, k, columns)
     """
-    return _each(_lu, matrix, rhs)
-
-
-def least_norm(matrix: Tensor, rhs: Tensor) -> Tensor:
-    """Least-squares solutions of least norm; same shapes."""
-    return _each(_pseudo_inverse, matrix, rhs)
-
-
-def _lu(matrix: Tensor, rhs: Tensor) -> Tensor:
-    factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
-    return torch.linalg.lu_solve(factors, pivots, rhs)
-
-
-def _pseudo_inverse(matrix: Tensor, rhs: Tensor) -> Tensor:
+    if matrix.device.type == "cpu":
+        return torch.stack([_complete_orthogonal(m, v) for m, v in zip(matrix, rhs, strict=True)])
     return torch.linalg.pinv(matrix, rtol=RANK_TOLERANCE) @ rhs
 
 
-def _each(method: Callable[[Tensor, Tensor], Tensor], matrix: Tensor, rhs: Tensor) -> Tensor:
-    """Apply a method to a batch of systems, at once or, on the CPU, one large one at a time.
+def _complete_orthogonal(matrix: Tensor, rhs: Tensor) -> Tensor:
+    """By QR with column pivoting, then QR of what is left: a tenth of the cost of an SVD.
 
-    Large systems keep all cores busy one by one. Batched factorisations of them run LAPACK from
-    several threads at once, which some builds of MKL do not survive (orders from about 200 on).
+    SciPy's, because torch's ``lstsq(driver="gelsy")`` hands LAPACK the pivots of the element before
+    (https://github.com/pytorch/pytorch/issues/187411).
     """
-    if matrix.device.type != "cpu" or matrix.shape[1] < LARGE or len(matrix) < 2:
-        return method(matrix, rhs)
-    return torch.stack([method(m, v) for m, v in zip(matrix, rhs, strict=True)])
+    if not bool(torch.isfinite(matrix).all() & torch.isfinite(rhs).all()):
+        return torch.full_like(rhs, torch.nan)
+    found = scipy.linalg.lstsq(
+        matrix.numpy(), rhs.numpy(), RANK_TOLERANCE, check_finite=False, lapack_driver="gelsy"
+    )
+    return torch.from_numpy(found[0])

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from declarative_cvx.transforms import outside_transforms
+from declarative_cvx.transforms import apply_function, outside_transforms
 
 
 class SparseMap:
@@ -28,11 +28,11 @@ class SparseMap:
 
     def __call__(self, x: Tensor) -> Tensor:
         """M @ x for x of shape (cols, batch), float64; the result has shape (rows, batch)."""
-        return _Apply.apply(x, self, False)
+        return apply_function(_Apply, x, self, False)
 
     def transposed(self, x: Tensor) -> Tensor:
         """M' @ x for x of shape (rows, batch); the result has shape (cols, batch)."""
-        return _Apply.apply(x, self, True)
+        return apply_function(_Apply, x, self, True)
 
     def columns(self) -> np.ndarray:
         """Which columns have any entry, bool, shape (cols,)."""
@@ -84,14 +84,14 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def,override]
-        return _Apply.apply(grad, ctx.sparse_map, not ctx.transpose), None, None
+        return apply_function(_Apply, grad, ctx.sparse_map, not ctx.transpose), None, None
 
     @staticmethod
     def jvp(ctx, tangent, *_):  # type: ignore[no-untyped-def,override]
-        return _Apply.apply(tangent, ctx.sparse_map, ctx.transpose)
+        return apply_function(_Apply, tangent, ctx.sparse_map, ctx.transpose)
 
     @staticmethod
     def vmap(info, in_dims, x, sparse_map, transpose):  # type: ignore[no-untyped-def,override]
         columns = x.movedim(in_dims[0], -1)  # (cols, batch, vmapped)
-        flat = _Apply.apply(columns.flatten(1), sparse_map, transpose)
+        flat = apply_function(_Apply, columns.flatten(1), sparse_map, transpose)
         return flat.unflatten(1, columns.shape[1:]), 2

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.errors import ParameterError
+from declarative_cvx.transforms import transforming
 
 # Rounding that a declared attribute tolerates, relative to the largest entry.
 SIGN_TOLERANCE = 1e-8
@@ -193,7 +194,8 @@ def check_arguments(specs: Sequence[ParameterSpec], values: Sequence[Tensor]) ->
     )
     batch = _batch_size(specs, values, batched)
     if values:
-        _Check.apply(tuple(specs), *values)
+        check = _Check.apply if transforming() else _Check.forward
+        check(tuple(specs), *values)
     dtype = torch.get_default_dtype() if not values else values[0].dtype
     for value in values:
         dtype = torch.promote_types(dtype, value.dtype)

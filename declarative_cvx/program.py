@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.cones import Cone
-from declarative_cvx.sparsity import Block, Sparsity, matmul, to_dense
+from declarative_cvx.sparsity import DENSE_SHARE, Block, Sparsity, columns, matmul, to_dense
 from declarative_cvx.transforms import outside_transforms
 
 Point = tuple[Tensor, Tensor, Tensor]  # (x, y, s) of a batch
@@ -54,12 +54,22 @@ class Structure:
         E, T, X, R = (getattr(self.elimination, name) for name in "ETXR")
         return Blocks(
             P_X=self.P.block(X, X),
-            p=Block(self.P.block(T, T).places.diagonal()),
+            p=Block(self.P.block(T, T).places.diagonal(), self.P.nnz),
             A_E=self.A.block(E, X),
-            c=Block(self.A.block(E, T).places.diagonal()),
+            c=Block(self.A.block(E, T).places.diagonal(), self.A.nnz),
             A_R=self.A.block(R, X),
-            A_R_values=Block(np.flatnonzero(np.isin(self.A.rows, R) & np.isin(self.A.cols, X))),
+            A_R_values=Block(
+                np.flatnonzero(np.isin(self.A.rows, R) & np.isin(self.A.cols, X)), self.A.nnz
+            ),
         )
+
+    @cached_property
+    def has_dense_blocks(self) -> bool:
+        """Whether products with A are fastest by the dense blocks that an elimination leaves."""
+        if self.elimination is None:
+            return False
+        A_E, A_R = self.blocks.A_E, self.blocks.A_R
+        return A_E.places.size + A_R.places.size <= DENSE_SHARE * (A_E.stored + A_R.stored)
 
     @property
     def reduced(self) -> Structure:
@@ -74,7 +84,7 @@ class Elimination:
     Attributes
     ----------
     reduced : Structure
-        Over the remaining variables X and rows R; its P is dense.
+        Over the remaining variables X and rows R.
     E, T, X, R : ndarray of int64
         Rows and variables; E[k] defines T[k].
     """
@@ -86,10 +96,11 @@ class Elimination:
     R: np.ndarray
 
     def index(self, device: torch.device) -> tuple[Tensor, ...]:
-        """E, T, X and R as tensors on a device."""
+        """E, T, X and R as tensors on a device, then where rows (E, R) and variables (T, X) go."""
         cache = self.__dict__.setdefault("_index", {})
         if device not in cache:
-            arrays = (self.E, self.T, self.X, self.R)
+            rows, variables = np.concatenate([self.E, self.R]), np.concatenate([self.T, self.X])
+            arrays = (self.E, self.T, self.X, self.R, np.argsort(rows), np.argsort(variables))
             with outside_transforms():
                 cache[device] = tuple(torch.as_tensor(array, device=device) for array in arrays)
         return cache[device]
@@ -149,6 +160,12 @@ class ConeProgram:
         return to_dense(self.P, self.structure.P)
 
     @cached_property
+    def blocks(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of A: over (E, X), over (R, X), and its coefficients of T in E (see `Elimination`)."""
+        blocks = self.structure.blocks
+        return tuple(block.read(self.A) for block in (blocks.A_E, blocks.A_R, blocks.c))  # type: ignore[return-value]
+
+    @cached_property
     def dense_A(self) -> Tensor:
         """The matrices A, shape (batch or 1, m, n)."""
         return to_dense(self.A, self.structure.A)
@@ -161,12 +178,23 @@ class ConeProgram:
 
     def A_matmul(self, v: Tensor) -> Tensor:
         """A @ v for v of shape (batch, n, columns)."""
+        if self.structure.has_dense_blocks:
+            _, T, X, _, rows, _ = self.structure.elimination.index(v.device)  # type: ignore[union-attr]
+            A_E, A_R, c = self.blocks
+            x = columns(v, X)
+            return columns(torch.cat([A_E @ x + c[:, :, None] * columns(v, T), A_R @ x], 1), rows)
         if self.structure.A.is_dense:
             return self.dense_A @ v
         return matmul(self.A, self.structure.A, v)
 
     def At_matmul(self, v: Tensor) -> Tensor:
         """A' @ v for v of shape (batch, m, columns)."""
+        if self.structure.has_dense_blocks:
+            E, _, _, R, _, variables = self.structure.elimination.index(v.device)  # type: ignore[union-attr]
+            A_E, A_R, c = self.blocks
+            y = columns(v, E)
+            x = A_E.mT @ y + A_R.mT @ columns(v, R)
+            return columns(torch.cat([c[:, :, None] * y, x], 1), variables)
         if self.structure.A.is_dense:
             return self.dense_A.mT @ v
         return matmul(self.A, self.structure.A, v, transpose=True)
@@ -188,7 +216,9 @@ class ConeProgram:
         return (x * (self.P_times(x) / 2 + self.q)).sum(1)
 
     def select(self, index: Tensor) -> ConeProgram:
-        """The elements of the batch named by an index tensor."""
+        """The elements of the batch named by an increasing index tensor."""
+        if len(index) == self.batch:
+            return self
         return replace(
             self,
             P=self.P if self.P.shape[0] == 1 else self.P[index],
@@ -199,6 +229,8 @@ class ConeProgram:
 
     def detach(self) -> ConeProgram:
         """The same values without their history."""
+        if not any(v.requires_grad for v in (self.P, self.q, self.A, self.b)):
+            return self
         return replace(
             self, P=self.P.detach(), q=self.q.detach(), A=self.A.detach(), b=self.b.detach()
         )

@@ -15,21 +15,23 @@ from declarative_cvx.kkt import solve_kkt
 from declarative_cvx.least_squares import RANK_TOLERANCE
 from declarative_cvx.optimality import residual_map
 from declarative_cvx.program import ConeProgram
-from declarative_cvx.residuals import scales
 
 MAX_STEPS = 12
 MAX_HALVINGS = 8
 # A step is a gain if it reduces the residual by this factor; so many without one end the search.
 GAIN = 0.5
 PATIENCE = 4
-# Relative residual at rounding level, and one so small that a step without a gain is rounding.
+# Relative residual at rounding level, and one so small that a step without a clear gain is rounding.
 ROUNDING = 4e-15
 NEARLY = 1e-11
+CLEAR_GAIN = 0.1
 # Programs with more variables and rows than this are left as they come.
 LARGE = 2000
 
 
-def refine(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def refine(
+    program: ConeProgram, x: Tensor, y: Tensor, s: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Semismooth Newton steps, element by element.
 
     Each element stops when its residual map is at rounding level or no longer falls.
@@ -41,6 +43,8 @@ def refine(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tenso
     x : Tensor, shape (batch, n)
     y, s : Tensor, shape (batch, m)
         Finite.
+    scale : Tensor, shape (batch, n + m)
+        Sizes of the terms of the optimality conditions (`declarative_cvx.residuals.scales`).
 
     Returns
     -------
@@ -49,7 +53,6 @@ def refine(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tenso
         with those of the points that came.
     """
     point = torch.cat([x, s - y], 1)  # (batch, n + m)
-    scale = torch.cat(scales(program, x, y, s), 1)
     best = _Best(point, _merit(program, point, scale))
     _full_steps(program, best, scale)
     _shortened_steps(program, best, scale)
@@ -74,7 +77,7 @@ class _Best:
             0, at, torch.where(better[:, None], point, self.point[at])
         )
         self.merit = self.merit.index_copy(0, at, torch.where(better, merit, known))
-        return merit < GAIN * known
+        return merit < torch.where(known < NEARLY, CLEAR_GAIN, GAIN) * known
 
 
 def _full_steps(program: ConeProgram, best: _Best, scale: Tensor) -> None:

@@ -96,7 +96,13 @@ def scales(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tenso
     )
 
 
-def residuals(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> Residuals:
+def residuals(
+    program: ConeProgram,
+    x: Tensor,
+    y: Tensor,
+    s: Tensor,
+    sizes: tuple[Tensor, Tensor] | None = None,
+) -> Residuals:
     """Residuals of a batch of points.
 
     Parameters
@@ -104,6 +110,8 @@ def residuals(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> Residual
     program : ConeProgram
     x : Tensor, shape (batch, n)
     y, s : Tensor, shape (batch, m)
+    sizes : (Tensor, Tensor), optional
+        The `scales` of these points, if they are known.
 
     Returns
     -------
@@ -114,7 +122,7 @@ def residuals(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> Residual
     x, y, s = (torch.where(finite[:, None], v, 0.0) for v in (x, y, s))
     cone = program.structure.cone
     Px, Ax, Aty = program.P_times(x), program.A_times(x), program.At_times(y)
-    dual_scale, primal_scale = scales(program, x, y, s)
+    dual_scale, primal_scale = scales(program, x, y, s) if sizes is None else sizes
     s_error, y_error = s - cone.project(s), y - cone.project_dual(y)
     y_scale = _norm(y).clamp(min=SMALLEST_SCALE)
     xPx, qx, by = (x * Px).sum(1), (x * program.q).sum(1), (y * program.b).sum(1)

@@ -45,6 +45,14 @@ class Scaling:
             _power(primal), _power(slack), _power(1 / torch.where(objective > 0, objective, 1.0))
         )
 
+    @classmethod
+    def scaled(cls, program: ConeProgram) -> tuple[Scaling, ConeProgram]:
+        """The factors and the program in these units, computed once."""
+        if "_scaled" not in program.__dict__:
+            scaling = cls.of(program)
+            program.__dict__["_scaled"] = (scaling, scaling.apply(program))
+        return program.__dict__["_scaled"]
+
     def apply(self, program: ConeProgram) -> ConeProgram:
         """The program in these units."""
         q, b = self.data(program.q, program.b)

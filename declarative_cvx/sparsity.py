@@ -26,10 +26,19 @@ class Block:
     """Entries of a matrix by their places among the stored values; -1 where none is stored."""
 
     places: np.ndarray
-    takes_all: bool = False  # whether every stored value is read
+    length: int  # number of stored values
+    takes_all: bool = False  # whether every one of them is read
 
     def read(self, values: Tensor) -> Tensor:
-        """The entries, shape (batch, *places.shape), of values (batch, nnz)."""
+        """The entries, shape (batch, *places.shape), of values (batch, nnz).
+
+        A view of the values where they stand in a regular grid.
+        """
+        if self._grid is not None:
+            start, stride, offset = self._grid
+            rows, width = self.places.shape
+            lines = values.narrow(1, start, rows * stride).unflatten(1, (rows, stride))
+            return lines.narrow(2, offset, width)
         source, target = self._index(values.device)
         batch, size = values.shape[0], self.places.size
         stored = values if source is None else columns(values, source)
@@ -37,6 +46,24 @@ class Block:
             index = target.expand(batch, -1)
             stored = values.new_zeros((batch, size)).scatter(1, index, stored)
         return stored.reshape(batch, *self.places.shape)
+
+    @cached_property
+    def _grid(self) -> tuple[int, int, int] | None:
+        """Start, stride and offset of lines that hold the rows; None if there are none."""
+        places = self.places
+        if places.ndim != 2 or not places.size or places.min() < 0:
+            return None
+        rows, width = places.shape
+        stride = int(places[1, 0] - places[0, 0]) if rows > 1 else width
+        regular = places[0, 0] + stride * np.arange(rows)[:, None] + np.arange(width)
+        if stride < width or not np.array_equal(places, regular):
+            return None
+        # The last line has to end with the values: the lines may begin before the first entry.
+        first = int(places[0, 0])
+        start = max(0, min(first, self.length - rows * stride))
+        offset = first - start
+        inside = offset + width <= stride and start + rows * stride <= self.length
+        return (start, stride, offset) if inside else None
 
     @cached_property
     def stored(self) -> int:
@@ -59,7 +86,7 @@ class Block:
         return cache[device]
 
     def __getstate__(self) -> dict:
-        return {"places": self.places, "takes_all": self.takes_all}
+        return {"places": self.places, "length": self.length, "takes_all": self.takes_all}
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,10 +128,6 @@ class Sparsity:
         """For a symmetric pattern: where entry (j, i) stands, for every entry (i, j)."""
         return np.lexsort((self.rows, self.cols))
 
-    def is_full(self) -> bool:
-        """Whether every entry is stored, so that values reshape to matrices."""
-        return self.nnz == self.shape[0] * self.shape[1]
-
     @cached_property
     def is_dense(self) -> bool:
         """Whether products are faster with dense matrices than entry by entry."""
@@ -121,11 +144,16 @@ class Sparsity:
                 )
         return cache[device]
 
+    def place(self, device: torch.device) -> Tensor:
+        """Places of the stored entries in a dense matrix, row by row."""
+        rows, cols = self.index(device)
+        return rows * self.shape[1] + cols
+
     def block(self, rows: np.ndarray, cols: np.ndarray) -> Block:
         """The submatrix of these rows and columns, to be read off stored values."""
         places = np.full(self.shape, -1, dtype=np.int64)
         places[self.rows, self.cols] = np.arange(self.nnz)
-        return Block(places[np.ix_(rows, cols)])
+        return Block(places[np.ix_(rows, cols)], self.nnz)
 
     @cached_property
     def whole(self) -> Block:
@@ -139,8 +167,6 @@ class Sparsity:
 
 def to_dense(values: Tensor, sparsity: Sparsity) -> Tensor:
     """Stored entries (batch, nnz) to matrices (batch, rows, cols)."""
-    if sparsity.is_full():
-        return values.reshape(values.shape[0], *sparsity.shape)
     return sparsity.whole.read(values)
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 
+import torch
+from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd import forward_ad
 
 
 def outside_transforms() -> AbstractContextManager:
@@ -15,6 +19,30 @@ def outside_transforms() -> AbstractContextManager:
     belongs to that transform and is of no use after it.
     """
     return temporarily_clear_interpreter_stack()
+
+
+def transforming() -> bool:
+    """Whether a transform (vmap, grad, ...) or forward mode is at work."""
+    return bool(get_interpreter_stack()) or forward_ad._current_level >= 0
+
+
+def recording(*values: Any) -> bool:
+    """Whether torch takes note of what is done with these values, in any mode or transform."""
+    if transforming():
+        return True
+    return torch.is_grad_enabled() and any(
+        isinstance(value, Tensor) and value.requires_grad for value in values
+    )
+
+
+def apply_function(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+    """``function.apply(*inputs)``, without its bookkeeping where nothing is recorded.
+
+    (Binding the arguments costs torch as much as solving a small linear system.)
+    """
+    if recording(*inputs):
+        return function.apply(*inputs)
+    return function.forward(*inputs)
 
 
 def forward_mode_is_nested() -> bool:

@@ -20,7 +20,7 @@ from declarative_cvx.errors import BackendError, nearest
 from declarative_cvx.host import HostProgram
 from declarative_cvx.program import ConeProgram, Point, Structure
 from declarative_cvx.refinement import LARGE, refine, refine_ray
-from declarative_cvx.residuals import Residuals, infeasibility, residuals, unboundedness
+from declarative_cvx.residuals import Residuals, infeasibility, residuals, scales, unboundedness
 from declarative_cvx.scaling import Scaling
 from declarative_cvx.solution import Attempt, ConeSolution
 from declarative_cvx.status import Status
@@ -86,9 +86,7 @@ def solve(
     ConeSolution
         On the program's device, verified. Residuals are those of the scaled program.
     """
-    program = program.detach()
-    scaling = Scaling.of(program)
-    program = scaling.apply(program)
+    scaling, program = Scaling.scaled(program.detach())
     if start is not None and (start.x.shape, start.x.device) != (program.q.shape, program.q.device):
         start = None
     if start is not None:
@@ -191,7 +189,8 @@ def _refine(
     program: ConeProgram, answer: Answer, came: Point
 ) -> tuple[Tensor, Tensor, Tensor, Residuals]:
     """Polish what may be solutions, where that makes them better; certificates stay."""
-    found = residuals(program, *came)
+    sizes = scales(program, *came)
+    found = residuals(program, *came, sizes)
     certificates = (Status.INFEASIBLE, Status.UNBOUNDED)
     claims = [status not in certificates for status in answer.status]
     finite = torch.isfinite(torch.cat(came, 1)).all(1)
@@ -200,7 +199,8 @@ def _refine(
     if not len(at):
         return *came, found
     part = program.select(at)
-    refined = refine(part, *(v[at] for v in came))
+    x, y, s = (v[at] for v in came)
+    refined = refine(part, x, y, s, scale=torch.cat(sizes, 1)[at])
     after = residuals(part, *refined)
     better = after.worst < found.worst[at]
     x, y, s = (

@@ -37,6 +37,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from declarative_cvx.transforms import apply_function
+
 __all__ = ["derivative", "project"]
 
 _STEPS_AT_LEAST, _STEPS = 3, 5
@@ -232,7 +234,7 @@ class _Decomposition(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int], v: Tensor) -> Any:
-        return _Decomposition.apply(v.movedim(in_dims[0], 0)), (0, 0, 0, 0)
+        return apply_function(_Decomposition, v.movedim(in_dims[0], 0)), (0, 0, 0, 0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Tensor | None:
@@ -292,7 +294,7 @@ def project(v: Tensor) -> Tensor:
     forward, or backward and then once forward; PyTorch does not carry forward mode nested in
     forward mode through custom functions.
     """
-    return _Decomposition.apply(v.to(torch.float64))[0].to(v.dtype)
+    return apply_function(_Decomposition, v.to(torch.float64))[0].to(v.dtype)
 
 
 def derivative(v: Tensor) -> Tensor:
@@ -317,4 +319,4 @@ def derivative(v: Tensor) -> Tensor:
     Differentiable any number of times by autograd.
     """
     w = v.to(torch.float64)
-    return _jacobian(w, *_Decomposition.apply(w)[1:]).to(v.dtype)
+    return _jacobian(w, *apply_function(_Decomposition, w)[1:]).to(v.dtype)

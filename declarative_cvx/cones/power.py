@@ -51,6 +51,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from declarative_cvx.transforms import apply_function
+
 __all__ = ["derivative", "project"]
 
 _STEPS_AT_LEAST, _STEPS = 3, 5
@@ -261,7 +263,7 @@ class _Decomposition(torch.autograd.Function):
             part.expand(info.batch_size, *part.shape) if dim is None else part.movedim(dim, 0)
             for part, dim in zip(inputs, in_dims, strict=True)
         )
-        return _Decomposition.apply(*moved), (0, 0, 0, 0)
+        return apply_function(_Decomposition, *moved), (0, 0, 0, 0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
@@ -328,7 +330,7 @@ def project(v: Tensor, alpha: Tensor) -> Tensor:
     forward, or backward and then once forward; PyTorch does not carry forward mode nested in
     forward mode through custom functions.
     """
-    return _Decomposition.apply(*_prepare(v, alpha))[0].to(v.dtype)
+    return apply_function(_Decomposition, *_prepare(v, alpha))[0].to(v.dtype)
 
 
 def derivative(v: Tensor, alpha: Tensor) -> Tensor:
@@ -357,4 +359,4 @@ def derivative(v: Tensor, alpha: Tensor) -> Tensor:
     exactly there, where the result is treated as constant.
     """
     w, exponent = _prepare(v, alpha)
-    return _jacobian(w, exponent, *_Decomposition.apply(w, exponent)[1:]).to(v.dtype)
+    return _jacobian(w, exponent, *apply_function(_Decomposition, w, exponent)[1:]).to(v.dtype)

@@ -248,9 +248,8 @@ class ConeDerivative:
         blocks = [(index - removed, block) for index, block in self.blocks]
         return ConeDerivative(self.diagonal[:, kept], blocks)
 
-    def dense(self) -> Tensor:
-        """The matrices themselves, shape (batch, m, m)."""
-        out = torch.diag_embed(self.diagonal)
+    def write(self, out: Tensor) -> None:
+        """Write the matrices into zeros of shape (batch, m, m)."""
+        out.diagonal(dim1=1, dim2=2).copy_(self.diagonal)
         for index, block in self.blocks:
             out[:, index[:, :, None], index[:, None, :]] = block
-        return out

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from declarative_cvx.transforms import outside_transforms
+from declarative_cvx.transforms import apply_function, outside_transforms
 
 
 def order_of(rows: int) -> int:
@@ -57,7 +57,7 @@ def project(v: Tensor) -> Tensor:
     -------
     Tensor, same shape
     """
-    return _Projection.apply(v)
+    return apply_function(_Projection, v)
 
 
 def derivative(v: Tensor) -> Tensor:

@@ -197,5 +197,8 @@ def data_gradients(
     rows, cols = program.structure.A.index(x.device)
     P_rows, P_cols = program.structure.P.index(x.device)
     P = columns(q, P_rows) * columns(x, P_cols)
+    if program.structure.A.is_dense:
+        outer = y[:, :, None] * q[:, None, :] - b[:, :, None] * x[:, None, :]
+        return P, q, columns(outer.flatten(1), program.structure.A.place(x.device)), b
     A = columns(y, rows) * columns(q, cols) - columns(b, rows) * columns(x, cols)
     return P, q, A, b
