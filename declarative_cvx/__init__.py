@@ -1,6 +1,16 @@
 """Optimisation problems written in CVXPY, as differentiable PyTorch layers."""
 
 from declarative_cvx._version import __version__
+from declarative_cvx.atoms import (
+    PenaltyAtom,
+    cauchy,
+    geman_mcclure,
+    penalty_atom,
+    pseudo_huber,
+    truncated_quadratic,
+    tukey,
+    welsch,
+)
 from declarative_cvx.backends import (
     DIFFCP,
     ECOS,
@@ -24,6 +34,7 @@ from declarative_cvx.errors import (
     SpecificationError,
 )
 from declarative_cvx.layer import DeclarativeLayer
+from declarative_cvx.penalties import PENALTIES, Penalty
 from declarative_cvx.residuals import Residuals
 from declarative_cvx.solution import Attempt, Solution
 from declarative_cvx.specification import ProblemSpec, Verdict, classify
@@ -33,6 +44,7 @@ __all__ = [
     "DIFFCP",
     "ECOS",
     "OSQP",
+    "PENALTIES",
     "SCS",
     "Attempt",
     "Backend",
@@ -51,6 +63,8 @@ __all__ = [
     "MissingBackendError",
     "Moreau",
     "ParameterError",
+    "Penalty",
+    "PenaltyAtom",
     "ProblemSpec",
     "Residuals",
     "Solution",
@@ -59,5 +73,12 @@ __all__ = [
     "Status",
     "Verdict",
     "__version__",
+    "cauchy",
     "classify",
+    "geman_mcclure",
+    "penalty_atom",
+    "pseudo_huber",
+    "truncated_quadratic",
+    "tukey",
+    "welsch",
 ]

@@ -1,5 +1,5 @@
 """From a CVXPY problem to a cone program with parameters: the only file that touches CVXPY's
-canonicalisation internals.
+canonicalisation internals (`declarative_cvx.atoms` enters its own atoms in CVXPY's tables).
 
 CVXPY's reductions are run once, up to the sparse tensors that take parameters to problem data.
 What happens per call afterwards is in `declarative_cvx.param_program`.
