@@ -252,6 +252,14 @@ class _Node:
 
     def through_solution(self, upstream: tuple[Any, Any, Any]) -> tuple[Tensor, ...]:
         """Gradients of P, q, A, b for gradients of x, y and s."""
+        x, y, _ = self.point
+        q, b = self._adjoint(upstream)
+        if self.call.program is not None:
+            Scaling.forget(self.call.program)  # what was kept for this pass
+        return data_gradients(self.program, x, y, q, b)
+
+    def _adjoint(self, upstream: tuple[Any, Any, Any]) -> tuple[Tensor, Tensor]:
+        """Gradients of q and b for those of x, y and s."""
         grads = tuple(
             torch.zeros_like(v) if grad is None else torch.where(self.solved[:, None], grad, 0.0)
             for grad, v in zip(upstream, self.point, strict=True)
@@ -263,8 +271,7 @@ class _Node:
         residual, singular = adjoint.residual.detach(), adjoint.singular
         singular = torch.ones_like(self.solved) if singular is None else singular
         apply_function(_Record, residual, singular, self.call)
-        x, y, _ = self.point
-        return data_gradients(self.program, x, y, *scaling.data(adjoint.q, adjoint.b))
+        return scaling.data(adjoint.q, adjoint.b)
 
     def through_value(self, grad: Tensor) -> tuple[Tensor, ...]:
         """Gradients of P, q, A, b for that of the value: those of the Lagrangian (DDN eq. 10)."""

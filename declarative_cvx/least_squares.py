@@ -30,12 +30,15 @@ class Factors:
 
     @classmethod
     def of(cls, matrix: Tensor) -> Factors:
-        """Factorise; singular matrices give factors that solve nothing."""
+        """Factorise, perhaps in place; singular matrices give factors that solve nothing."""
         if not _is_large(matrix):
             return cls(*torch.linalg.lu_factor_ex(matrix)[:2])
-        parts = [torch.linalg.lu_factor_ex(element)[:2] for element in matrix]
-        factors, pivots = zip(*parts, strict=True)
-        return cls(torch.stack(factors), torch.stack(pivots))
+        pivots = []
+        for element in matrix:
+            factors, pivot, _ = torch.linalg.lu_factor_ex(element)
+            element.copy_(factors)
+            pivots.append(pivot)
+        return cls(matrix, torch.stack(pivots))
 
     def solve(self, rhs: Tensor, transpose: bool = False) -> Tensor:
         """Solutions for rhs (batch, k, columns); NaN or meaningless for singular matrices."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from declarative_cvx.sparsity import columns
 from declarative_cvx.transforms import apply_function, outside_transforms
 
 
@@ -18,20 +20,22 @@ class SparseMap:
     Parameters
     ----------
     matrix : scipy sparse array, shape (rows, cols)
+        The last column, that of the constants, may be used by many rows.
     """
 
     def __init__(self, matrix: sp.sparray) -> None:
         self.matrix = sp.csr_array(matrix)
         self.matrix.sum_duplicates()
+        self.matrix.eliminate_zeros()
         self.shape: tuple[int, int] = self.matrix.shape
-        self._tensors: dict[tuple[torch.device, bool], Tensor] = {}
+        self._tensors: dict[tuple[torch.device, bool], tuple[Tensor, ...]] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
-        """M @ x for x of shape (cols, batch), float64; the result has shape (rows, batch)."""
+        """M x for x of shape (batch, cols), float64; the result has shape (batch, rows)."""
         return apply_function(_Apply, x, self, False)
 
     def transposed(self, x: Tensor) -> Tensor:
-        """M' @ x for x of shape (rows, batch); the result has shape (cols, batch)."""
+        """M'x for x of shape (batch, rows); the result has shape (batch, cols)."""
         return apply_function(_Apply, x, self, True)
 
     def columns(self) -> np.ndarray:
@@ -49,25 +53,66 @@ class SparseMap:
         out[single[last]] = self.matrix.data[first[last]]
         return out
 
-    def tensor(self, device: torch.device, transpose: bool) -> Tensor:
-        """The matrix, or its transpose, as a CSR tensor (built once per device)."""
+    def apply(self, x: Tensor, transpose: bool) -> Tensor:
+        """M x or M'x, not differentiable."""
+        if not self.shape[0]:  # no rows: nothing to copy
+            return x.new_zeros((len(x), self.shape[1] if transpose else 0))
+        tensors = self.tensors(x.device, transpose)
+        if not self.is_selection:
+            return (tensors[0] @ x.T.contiguous()).T
+        index, factor, rows, weights = tensors
+        out = columns(x, index) * factor
+        if transpose and len(rows):
+            out[:, -1] = columns(x, rows) @ weights
+        return out
+
+    @cached_property
+    def is_selection(self) -> bool:
+        """Whether rows copy entries of x, each copied by one row at most, or are constants."""
+        uses = np.bincount(self.matrix.indices, minlength=self.shape[1])[:-1]
+        return bool((np.diff(self.matrix.indptr) <= 1).all() and (uses <= 1).all())
+
+    def tensors(self, device: torch.device, transpose: bool) -> tuple[Tensor, ...]:
+        """What `apply` needs, built once per device."""
         key = (device, transpose)
         if key not in self._tensors:
-            matrix = sp.csr_array(self.matrix.T) if transpose else self.matrix
-            with warnings.catch_warnings(), outside_transforms():
-                warnings.simplefilter("ignore")  # "CSR tensors are in beta", at every first use
-                self._tensors[key] = torch.sparse_csr_tensor(
-                    torch.as_tensor(matrix.indptr, dtype=torch.int64, device=device),
-                    torch.as_tensor(matrix.indices, dtype=torch.int64, device=device),
-                    torch.as_tensor(matrix.data, dtype=torch.float64, device=device),
-                    size=matrix.shape,
-                    device=device,
-                    check_invariants=False,
-                )
+            with outside_transforms():
+                self._tensors[key] = self._build(device, transpose)
         return self._tensors[key]
+
+    def _build(self, device: torch.device, transpose: bool) -> tuple[Tensor, ...]:
+        if not self.is_selection:
+            return (_csr(self.matrix.T if transpose else self.matrix, device),)
+        return tuple(torch.as_tensor(v, device=device) for v in self._selection(transpose))
+
+    def _selection(self, transpose: bool) -> tuple[np.ndarray, ...]:
+        """Places and factors of what is copied, then rows and factors of the constants."""
+        matrix = sp.coo_array(self.matrix)
+        rows, cols, values = matrix.row, matrix.col, matrix.data
+        constant = cols == self.shape[1] - 1
+        taken = ~constant if transpose else np.ones_like(constant)
+        target, source = (cols, rows) if transpose else (rows, cols)
+        size = self.shape[1] if transpose else self.shape[0]
+        index, factor = np.zeros(size, dtype=np.int64), np.zeros(size)
+        index[target[taken]], factor[target[taken]] = source[taken], values[taken]
+        return index, factor, rows[constant].astype(np.int64), values[constant]
 
     def __getstate__(self) -> dict:
         return {"matrix": self.matrix, "shape": self.shape, "_tensors": {}}
+
+
+def _csr(matrix: sp.sparray, device: torch.device) -> Tensor:
+    matrix = sp.csr_array(matrix)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "CSR tensors are in beta", at every first use
+        return torch.sparse_csr_tensor(
+            torch.as_tensor(matrix.indptr, dtype=torch.int64, device=device),
+            torch.as_tensor(matrix.indices, dtype=torch.int64, device=device),
+            torch.as_tensor(matrix.data, dtype=torch.float64, device=device),
+            size=matrix.shape,
+            device=device,
+            check_invariants=False,
+        )
 
 
 class _Apply(torch.autograd.Function):
@@ -75,8 +120,7 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, sparse_map: SparseMap, transpose: bool) -> Tensor:
-        matrix = sparse_map.tensor(x.device, transpose)
-        return matrix @ x.contiguous()
+        return sparse_map.apply(x, transpose)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -92,6 +136,6 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, x, sparse_map, transpose):  # type: ignore[no-untyped-def,override]
-        columns = x.movedim(in_dims[0], -1)  # (cols, batch, vmapped)
-        flat = apply_function(_Apply, columns.flatten(1), sparse_map, transpose)
-        return flat.unflatten(1, columns.shape[1:]), 2
+        rows = x.movedim(in_dims[0], 0)  # (vmapped, batch, cols)
+        flat = apply_function(_Apply, rows.flatten(0, 1), sparse_map, transpose)
+        return flat.unflatten(0, rows.shape[:2]), 0

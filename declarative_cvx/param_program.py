@@ -98,11 +98,11 @@ class ParamConeProgram:
         offset : Tensor, shape (batch,)
             Constant of the objective.
         """
-        theta = self._stack(parameters, batched, batch, device)  # (entries, batch)
+        theta = self._stack(parameters, batched, batch, device)  # (batch, entries)
         varies = self._varies(batched)
         shared = tuple(name for name in self.maps if not (self.used[name] & varies).any())
         varying = tuple(name for name in self.maps if name not in shared)
-        values = {**self._values(shared, theta[:, :1]), **self._values(varying, theta)}
+        values = {**self._values(shared, theta[:1]), **self._values(varying, theta)}
         program = ConeProgram(
             self.structure,
             P=values["P"],
@@ -119,7 +119,7 @@ class ParamConeProgram:
         if names not in self._stacked:
             self._stacked[names] = SparseMap(sp.vstack([self.maps[n].matrix for n in names]))
         sizes = [self.maps[name].shape[0] for name in names]
-        stacked = self._stacked[names](theta).T.split(sizes, dim=1)
+        stacked = self._stacked[names](theta).split(sizes, dim=1)
         return dict(zip(names, stacked, strict=True))
 
     def _stack(
@@ -129,7 +129,7 @@ class ParamConeProgram:
         batch: int,
         device: torch.device,
     ) -> Tensor:
-        """The vectors (parameters, logarithms, 1), one column per element."""
+        """The vectors (parameters, logarithms, 1), one row per element."""
         columns = [
             value.reshape(batch if is_batched else 1, size).expand(batch, size)
             for value, is_batched, size in zip(parameters, batched, self.sizes, strict=True)
@@ -137,7 +137,7 @@ class ParamConeProgram:
         columns = [column.to(torch.float64) for column in columns]
         columns += [columns[position].log() for position in self.logarithms]
         one = torch.ones((batch, 1), dtype=torch.float64, device=device)
-        return torch.cat([*columns, one], dim=1).T
+        return torch.cat([*columns, one], dim=1)
 
     def _varies(self, batched: Sequence[bool]) -> np.ndarray:
         """Which entries of the stacked vector differ between elements."""
@@ -159,8 +159,8 @@ class ParamConeProgram:
         Shape (batch, entries): the stacked parameters, then the logarithms of some of them.
         """
         grads = {"P": P, "q": q, "A": A, "b": b}
-        parts = [self.maps[name].transposed(grad.T) for name, grad in grads.items()]
-        return torch.stack(parts).sum(0).T[:, :-1]
+        parts = [self.maps[name].transposed(grad) for name, grad in grads.items()]
+        return torch.stack(parts).sum(0)[:, :-1]
 
     def masks(self, variable_ids: Iterable[int], device: torch.device) -> tuple[Tensor, Tensor]:
         """1 where an entry of x, or of y, is read by one of the variables; (n,) and (m,)."""

@@ -67,6 +67,10 @@ class Penalty:
         """Second derivative of `rho`; unless overridden, by automatic differentiation."""
         return _derivative(self.rho_slope)(r)
 
+    def rho_derivatives(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """First and second derivative of `rho`, where they are cheaper together."""
+        return self.rho_slope(r), self.rho_curvature(r)
+
     def rho_weight(self, r: Tensor) -> Tensor:
         """rho'(r) / r, continued by rho''(0) at zero: the weight in reweighted least squares."""
         zero = r == 0
@@ -148,6 +152,10 @@ class PseudoHuber(Penalty):
     def rho_curvature(self, r: Tensor) -> Tensor:
         return (1 / _root(r)) ** 3
 
+    def rho_derivatives(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        weight = self.rho_weight(r)
+        return r * weight, weight**3
+
     def rho_weight(self, r: Tensor) -> Tensor:
         return 1 / _root(r)
 
@@ -189,6 +197,10 @@ class Welsch(Penalty):
     def rho_curvature(self, r: Tensor) -> Tensor:
         # (1 - r^2) exp(-r^2 / 2) with no product of infinity and zero for any r.
         return (1 - r) * self.rho_weight(r) * (1 + r)
+
+    def rho_derivatives(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        weight = self.rho_weight(r)
+        return r * weight, (1 - r) * weight * (1 + r)
 
     def rho_weight(self, r: Tensor) -> Tensor:
         return torch.exp(-r * r / 2)

@@ -149,7 +149,7 @@ class ConeProgram:
     def batch(self) -> int:
         return self.q.shape[0]
 
-    @cached_property
+    @property
     def absolute(self) -> ConeProgram:
         """The program whose data are the absolute values."""
         return replace(self, P=self.P.abs(), q=self.q.abs(), A=self.A.abs(), b=self.b.abs())

@@ -21,7 +21,7 @@ MAX_HALVINGS = 8
 # A step is a gain if it reduces the residual by this factor; so many without one end the search.
 GAIN = 0.5
 PATIENCE = 4
-# Relative residual at rounding level, and one so small that a step without a clear gain is rounding.
+# Relative residual at rounding level, and one below which only a clear gain is more than rounding.
 ROUNDING = 4e-15
 NEARLY = 1e-11
 CLEAR_GAIN = 0.1

@@ -53,6 +53,11 @@ class Scaling:
             program.__dict__["_scaled"] = (scaling, scaling.apply(program))
         return program.__dict__["_scaled"]
 
+    @staticmethod
+    def forget(program: ConeProgram) -> None:
+        """Free what `scaled` keeps."""
+        program.__dict__.pop("_scaled", None)
+
     def apply(self, program: ConeProgram) -> ConeProgram:
         """The program in these units."""
         q, b = self.data(program.q, program.b)

@@ -147,17 +147,12 @@ def _attempt(
     of its largest entries.
     """
     began = time.perf_counter()
-    units = Scaling.of(program, largest=True) if largest else None
-    seen = program if units is None else units.apply(program)
-    reduced = reduce(seen)
-    host = HostProgram.of(reduced)
-    try:
-        answer = backend.solve(host, None if largest else _point(program, start, elements))
-    except Exception as error:  # whatever a solver raises must not cost the next one its turn
-        answer = Answer.failure(host, f"{error!r}")
-    point = _extend(seen, reduced, answer)
-    if units is not None:
+    if largest:
+        units = Scaling.of(program, largest=True)
+        answer, point = _ask(units.apply(program), backend, None)
         point = units.restore(*point)
+    else:
+        answer, point = _ask(program, backend, _point(program, start, elements))
     x, y, s, found = _refine(program, answer, point)
     status = _verify(program, answer, found, x, y, max(ACCEPTED, 10 * backend.tol))
     attempt = Attempt(
@@ -169,6 +164,17 @@ def _attempt(
         seconds=time.perf_counter() - began,
     )
     return ConeSolution(x, y, s, status, torch.zeros_like(status), found, (attempt,))
+
+
+def _ask(program: ConeProgram, backend: Backend, start: HostPoint | None) -> tuple[Answer, Point]:
+    """A solver's answer to the reduced program, and its point as one of the program itself."""
+    reduced = reduce(program)
+    host = HostProgram.of(reduced)
+    try:
+        answer = backend.solve(host, start)
+    except Exception as error:  # whatever a solver raises must not cost the next one its turn
+        answer = Answer.failure(host, f"{error!r}")
+    return answer, _extend(program, reduced, answer)
 
 
 def _extend(program: ConeProgram, reduced: ConeProgram, answer: Answer) -> Point:

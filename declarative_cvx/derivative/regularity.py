@@ -198,7 +198,8 @@ def data_gradients(
     P_rows, P_cols = program.structure.P.index(x.device)
     P = columns(q, P_rows) * columns(x, P_cols)
     if program.structure.A.is_dense:
-        outer = y[:, :, None] * q[:, None, :] - b[:, :, None] * x[:, None, :]
+        y, b, q, x = (v.expand(len(q), -1) for v in (y, b, q, x))
+        outer = torch.stack([y, -b], 2) @ torch.stack([q, x], 1)
         return P, q, columns(outer.flatten(1), program.structure.A.place(x.device)), b
     A = columns(y, rows) * columns(q, cols) - columns(b, rows) * columns(x, cols)
     return P, q, A, b
