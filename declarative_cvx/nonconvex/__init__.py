@@ -1,0 +1,37 @@
+"""Problems solved in torch, batched, by methods of the library's own."""
+
+from declarative_cvx.nonconvex.eigen import (
+    EigenSolution,
+    GeneralisedEigen,
+    SymmetricEigen,
+    generalised_eigen,
+    symmetric_eigen,
+)
+from declarative_cvx.nonconvex.optimal_transport import OptimalTransport, optimal_transport
+from declarative_cvx.nonconvex.projection import Projection, project
+from declarative_cvx.nonconvex.report import KernelSolution
+from declarative_cvx.nonconvex.total_variation import TotalVariation1d, total_variation_1d
+from declarative_cvx.nonconvex.tridiagonal import TridiagonalSolve, tridiagonal_solve
+from declarative_cvx.nonconvex.weighted_least_squares import (
+    WeightedLeastSquares,
+    weighted_least_squares,
+)
+
+__all__ = [
+    "EigenSolution",
+    "GeneralisedEigen",
+    "KernelSolution",
+    "OptimalTransport",
+    "Projection",
+    "SymmetricEigen",
+    "TotalVariation1d",
+    "TridiagonalSolve",
+    "WeightedLeastSquares",
+    "generalised_eigen",
+    "optimal_transport",
+    "project",
+    "symmetric_eigen",
+    "total_variation_1d",
+    "tridiagonal_solve",
+    "weighted_least_squares",
+]
