@@ -29,6 +29,8 @@ from declarative_cvx.status import Status
 # certificate, unless the solver was asked for less.
 ACCEPTED = 1e-7
 CERTIFIED = 1e-6
+# Largest residual of a solution that no other solver is asked to improve upon.
+PRECISE = 1e-9
 # Answers with smaller residuals than this are taken as they are.
 REFINED = 1e-13
 
@@ -100,14 +102,22 @@ def solve(
         everything = len(pending) == program.batch
         part = program if everything else program.select(pending)
         attempt = _attempt(part, backend, start, pending, largest)
-        settled = [status.value for status in Status if status.final]
-        final = torch.isin(attempt.status, torch.tensor(settled, device=pending.device))
-        worst = solution.residuals.worst[pending]
-        better = final | ~(attempt.residuals.worst >= worst) | torch.isnan(worst)
+        better, settled = _judge(solution, attempt, pending)
         solution = solution.merge(attempt, pending, torch.where(better)[0])
-        pending = pending[~final]
+        pending = pending[~settled]
     x, y, s = scaling.restore(solution.x, solution.y, solution.s)
     return replace(solution, x=x, y=y, s=s)
+
+
+def _judge(known: ConeSolution, attempt: ConeSolution, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Which answers of an attempt on some elements are better, and which elements need no other."""
+    codes = [status.value for status in Status if status.final]
+    final = torch.isin(attempt.status, torch.tensor(codes, device=attempt.status.device))
+    before, after = known.residuals.worst[at], attempt.residuals.worst
+    closer = ~(after >= before) | torch.isnan(before)
+    better = torch.where(known.solved[at], attempt.solved & closer, final | closer)
+    loose = attempt.solved & (after > PRECISE)
+    return better, final & ~loose
 
 
 def _turns(backends: Sequence[Backend]) -> list[tuple[Backend, bool]]:
