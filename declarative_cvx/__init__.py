@@ -21,6 +21,7 @@ from declarative_cvx.backends import (
     Clarabel,
     Moreau,
 )
+from declarative_cvx.cone_solution import Attempt
 from declarative_cvx.derivative import Derivative, DerivativeReport, Diffcp, Implicit
 from declarative_cvx.errors import (
     BackendError,
@@ -54,7 +55,7 @@ from declarative_cvx.nonconvex import (
 )
 from declarative_cvx.penalties import PENALTIES, Penalty
 from declarative_cvx.residuals import Residuals
-from declarative_cvx.solution import Attempt, Solution
+from declarative_cvx.solution import Solution
 from declarative_cvx.specification import ProblemSpec, Verdict, classify
 from declarative_cvx.status import Status
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from declarative_cvx.cone_solution import ConeSolution
 from declarative_cvx.derivative import Derivative
 from declarative_cvx.derivative.regularity import (
     DerivativeReport,
@@ -24,7 +25,6 @@ from declarative_cvx.errors import DerivativeModeError, IrregularError, Irregula
 from declarative_cvx.kkt import fold
 from declarative_cvx.program import ConeProgram, Point, Structure
 from declarative_cvx.scaling import Scaling
-from declarative_cvx.solution import ConeSolution
 from declarative_cvx.sparsity import matvec
 from declarative_cvx.transforms import apply_function, forward_mode_is_nested, recording
 

@@ -39,6 +39,8 @@ class CvxpyLayer(DeclarativeLayer):
         misspelt one is an error.
     """
 
+    _optional_solver = "diffcp"
+
     def __init__(
         self,
         problem: cp.Problem,
@@ -79,10 +81,6 @@ class CvxpyLayer(DeclarativeLayer):
             Start from the solution of the last call that asked for it.
         """
         return super().forward(*params, solver_args=_translate(solver_args), warm_start=warm_start)
-
-    def _choose_backends(self, extra: Mapping[str, Any]) -> tuple[Backend, ...]:
-        solver = "diffcp" if extra and self._solver == "auto" else self._solver
-        return self._backends_of(solver, {**self._solver_args, **extra})
 
 
 def _translate(solver_args: Mapping[str, Any] | None) -> dict[str, Any]:

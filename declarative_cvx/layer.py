@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import cvxpy as cp
 import torch
 from torch import Tensor, nn
 
-from declarative_cvx.autograd import Call, solve_differentiably
-from declarative_cvx.backends import (
-    Backend,
-    automatic,
-    backend_named,
-    require_capable,
-    solve,
-)
-from declarative_cvx.backends.diffcp import DIFFCP
-from declarative_cvx.canonical import canonicalize
-from declarative_cvx.derivative import DERIVATIVES, Derivative, Diffcp, Implicit
-from declarative_cvx.derivative.regularity import Outputs
-from declarative_cvx.errors import BackendError, SolveError, SpecificationError, nearest
-from declarative_cvx.parameters import Arguments, ParameterSpec, check_arguments
-from declarative_cvx.solution import ConeSolution, Solution, describe_failures
+from declarative_cvx.backends import Backend
+from declarative_cvx.convex import ConvexRoute
+from declarative_cvx.derivative import Derivative
+from declarative_cvx.errors import SolveError, SpecificationError
+from declarative_cvx.parameters import ParameterSpec, check_arguments
+from declarative_cvx.route import Route
+from declarative_cvx.solution import Solution
 from declarative_cvx.specification import classify, require_convex
 
 
@@ -83,6 +75,9 @@ class DeclarativeLayer(nn.Module):
     >>> (x_star,) = layer(torch.tensor([1.0, -1.0]))
     """
 
+    # The solver that options of a single call are for where the constructor was told "auto".
+    _optional_solver: ClassVar[str] = "auto"
+
     def __init__(
         self,
         problem: cp.Problem,
@@ -106,17 +101,23 @@ class DeclarativeLayer(nn.Module):
         _require_choice("on_irregular", on_irregular, ("warn", "ignore", "raise"))
         self.spec = classify(problem, gp)
         require_convex(self.spec, gp)
-        self.on_failure, self.on_irregular = on_failure, on_irregular
+        self.on_failure = on_failure
         self.warm_start, self.optimal_value = warm_start, optimal_value
         self._parameters_spec = tuple(ParameterSpec.of(parameter) for parameter in parameters)
-        self._output_ids = tuple(variable.id for variable in variables)
         self._output_names = tuple(variable.name() for variable in variables)
-        self._canonical = canonicalize(problem, parameters, gp, canon_backend)
-        self._solver = solver
-        self._solver_args = dict(solver_args or {}, **({"verbose": True} if verbose else {}))
-        self._backends = self._choose_backends({})
-        self._derivative = self._choose_derivative(derivative)
-        self._previous: ConeSolution | None = None
+        self._route: Route = ConvexRoute(
+            problem,
+            parameters,
+            variables,
+            solver=solver,
+            optional_solver=self._optional_solver,
+            solver_args=dict(solver_args or {}, **({"verbose": True} if verbose else {})),
+            derivative=derivative,
+            on_irregular=on_irregular,
+            gp=gp,
+            canon_backend=canon_backend,
+        )
+        self._previous: Any = None
 
     @torch.compiler.disable  # solvers are not to be traced: torch.compile breaks its graph here
     def forward(
@@ -152,8 +153,8 @@ class DeclarativeLayer(nn.Module):
             If an element is not solved and ``on_failure="raise"``.
         """
         solution = self.solve(*parameters, solver_args=solver_args, warm_start=warm_start)
-        if self.on_failure == "raise" and not bool(solution.cone.solved.all()):
-            raise SolveError(describe_failures(solution.cone))
+        if self.on_failure == "raise" and not bool(solution.solved.all()):
+            raise SolveError(solution.describe_failures())
         return solution.variables
 
     @torch.compiler.disable
@@ -171,83 +172,27 @@ class DeclarativeLayer(nn.Module):
             Its values are differentiable like the layer's outputs.
         """
         arguments = check_arguments(self._parameters_spec, parameters)
-        backends = self._choose_backends(solver_args) if solver_args else self._backends
-        batch = 1 if arguments.batch is None else arguments.batch
-        program, offset = self._canonical.apply(
-            arguments.values, arguments.batched, batch, arguments.device
-        )
         warm = self.warm_start if warm_start is None else warm_start
-        start = self._previous if warm else None
-        solver = partial(solve, backends=backends, start=start)
-        outputs = Outputs(
-            *self._canonical.masks(self._output_ids, arguments.device), self._canonical.pull_back
-        )
-        call = Call(program.structure, solver, self._derivative, outputs, self.on_irregular)
-        x, y, objective = solve_differentiably(program, call)
+        solution = self._route.solve(arguments, solver_args, self._previous if warm else None)
         if warm:
-            self._previous = call.solution
-        recover = partial(self._recover, arguments, x, y)
-        value = _shape_output(arguments, self._canonical.value(objective, offset))
-        variables = [recover(identity) for identity in self._output_ids]
+            self._previous = solution.state
         if self.optimal_value:
-            variables.append(value)
-        assert call.solution is not None
-        return Solution(tuple(variables), value, call.solution, recover, call.assess)
+            return replace(solution, variables=(*solution.variables, solution.value))
+        return solution
 
     def extra_repr(self) -> str:
         inputs = ", ".join(f"{spec.name}{list(spec.shape)}" for spec in self._parameters_spec)
         outputs = ", ".join(self._output_names)
-        solvers = ", ".join(dict.fromkeys(backend.name for backend in self._backends))
+        solvers = ", ".join(self._route.solvers)
         return f"({inputs}) -> ({outputs}), {self.spec.verdict.name}, solver: {solvers}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_previous": None}
 
-    def _recover(self, arguments: Arguments, x: Tensor, y: Tensor, identity: int) -> Tensor:
-        return _shape_output(arguments, self._canonical.recover(identity, x, y))
-
-    def _choose_backends(self, extra: Mapping[str, Any]) -> tuple[Backend, ...]:
-        return self._backends_of(self._solver, {**self._solver_args, **extra})
-
-    def _backends_of(
-        self, solver: str | Backend, options: Mapping[str, Any]
-    ) -> tuple[Backend, ...]:
-        """The solvers that a choice means, in the order in which they are tried."""
-        structure = self._canonical.structure.reduced
-        if isinstance(solver, Backend):
-            backend = solver.changed(options)
-        elif not isinstance(solver, str):
-            raise BackendError(f"solver must be a name or a Backend object, got {solver!r}.")
-        elif solver.lower() == "auto":
-            return automatic(structure, options)
-        else:
-            backend = backend_named(solver, options)
-        require_capable(backend, structure)
-        return backend.stages(structure)
-
-    def _choose_derivative(self, choice: str | Derivative) -> Derivative:
-        if choice == "auto":
-            choice = Diffcp() if isinstance(self._backends[0], DIFFCP) else Implicit()
-        if isinstance(choice, str):
-            if choice not in DERIVATIVES:
-                raise BackendError(
-                    f"Unknown derivative {choice!r}. {nearest(choice, ['auto', *DERIVATIVES])}"
-                )
-            choice = DERIVATIVES[choice]()
-        obstacle = choice.obstacle(self._canonical.structure)
-        if obstacle:
-            raise BackendError(f"{obstacle}.")
-        return choice
-
 
 def _require_choice(option: str, given: str, choices: tuple[str, ...]) -> None:
     if given not in choices:
         raise SpecificationError(f"{option} must be one of {choices}, got {given!r}.")
-
-
-def _shape_output(arguments: Arguments, value: Tensor) -> Tensor:
-    value = value.to(arguments.dtype)
-    return value[0] if arguments.batch is None else value
 
 
 def _check_problem(

@@ -23,7 +23,7 @@ def test_exact_at_default_settings(problem: Problem) -> None:
 def test_every_pair_of_cones_occurs() -> None:
     together = set()
     for problem in FAST:
-        cone = DeclarativeLayer(*problem.build(), gp=problem.gp)._canonical.structure.cone
+        cone = DeclarativeLayer(*problem.build(), gp=problem.gp)._route._canonical.structure.cone
         kinds = sorted(kind for kind, size in cone.sizes.items() if size)
         together |= set(itertools.combinations(kinds, 2))
     assert together == set(itertools.combinations(sorted(ALL_KINDS), 2))

@@ -245,7 +245,7 @@ def _refused(layer: DeclarativeLayer, values: list[Any], *words: str) -> None:
         with pytest.raises(ParameterError) as error:
             call(*values)
         assert_names(error, *words)
-    assert layer._solver.calls == []
+    assert layer._route._solver.calls == []
     for old, new in zip(before, values, strict=True):
         if isinstance(new, Tensor):
             assert torch.equal(torch.nan_to_num(old), torch.nan_to_num(new.detach()))
@@ -333,7 +333,7 @@ def test_declared_definiteness_is_kept(attribute: str, sign: float) -> None:
     layer = _matrix_layer(**{attribute: True})
     _refused(layer, [batch], "'shape'", attribute, "eigenvalue", "-0.5", "element 2")
     layer(batch[:2])
-    assert layer._solver.calls == [2]
+    assert layer._route._solver.calls == [2]
 
 
 def test_declared_zeros_are_kept() -> None:
@@ -349,7 +349,7 @@ def test_rounding_of_single_precision_is_no_breach() -> None:
     factor = torch.tensor(rng.standard_normal((2, 1)), dtype=torch.float32)
     layer = _matrix_layer(PSD=True)
     layer(factor @ factor.T)
-    assert layer._solver.calls == [1]
+    assert layer._route._solver.calls == [1]
 
 
 # Solvers

@@ -15,6 +15,7 @@ from torch import Tensor
 from declarative_cvx.backends.base import Answer, Backend
 from declarative_cvx.backends.base import Point as HostPoint
 from declarative_cvx.backends.table import installed
+from declarative_cvx.cone_solution import Attempt, ConeSolution
 from declarative_cvx.elimination import extend, reduce, restrict
 from declarative_cvx.errors import BackendError, nearest
 from declarative_cvx.host import HostProgram
@@ -22,7 +23,6 @@ from declarative_cvx.program import ConeProgram, Point, Structure
 from declarative_cvx.refinement import LARGE, refine, refine_ray
 from declarative_cvx.residuals import Residuals, infeasibility, residuals, scales, unboundedness
 from declarative_cvx.scaling import Scaling
-from declarative_cvx.solution import Attempt, ConeSolution
 from declarative_cvx.status import Status
 
 # Largest relative residual of a solution that counts as one, and largest relative violation of a

@@ -128,7 +128,7 @@ def measure(problem: Problem) -> Measurement:
         exact = problem.oracle(problem.values, weights)
         solution_error = max(map(relative, outputs, exact.outputs))
         slope_error = gradient_error(problem, weights, gradients, exact)
-    cone = layer._canonical.structure.cone
+    cone = layer._route._canonical.structure.cone
     return Measurement(
         name=problem.name,
         group=problem.group,

@@ -1,0 +1,126 @@
+"""The solution of a batch of cone programs, and who found it how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from declarative_cvx.residuals import Residuals
+from declarative_cvx.status import Status
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """One solver's work on some elements of a batch.
+
+    Attributes
+    ----------
+    backend : str
+        Name of the solver.
+    elements : tuple of int
+        Elements it was given.
+    status : tuple of Status
+        Their statuses, as verified by the library.
+    said : tuple of str
+        The solver's own words.
+    iterations : tuple of int
+    seconds : float
+        Wall-clock time of the whole attempt.
+    """
+
+    backend: str
+    elements: tuple[int, ...]
+    status: tuple[Status, ...]
+    said: tuple[str, ...]
+    iterations: tuple[int, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class ConeSolution:
+    """Points x, s and duals y of a batch of cone programs, verified.
+
+    Attributes
+    ----------
+    x : Tensor, shape (batch, n)
+    y, s : Tensor, shape (batch, m)
+        For an element that is INFEASIBLE y is the certificate, for an UNBOUNDED one x is.
+    status : Tensor of int64, shape (batch,)
+    source : Tensor of int64, shape (batch,)
+        Which of the attempts gave each element its answer.
+    residuals : Residuals
+    attempts : tuple of Attempt
+        What was tried, in order.
+    """
+
+    x: Tensor
+    y: Tensor
+    s: Tensor
+    status: Tensor
+    source: Tensor
+    residuals: Residuals
+    attempts: tuple[Attempt, ...]
+
+    def attempt_of(self, element: int) -> tuple[Attempt, int]:
+        """The attempt that gave an element its answer, and the element's place in it."""
+        attempt = self.attempts[int(self.source[element])]
+        return attempt, attempt.elements.index(element)
+
+    @property
+    def solved(self) -> Tensor:
+        """Whether each element has a verified solution, bool, shape (batch,)."""
+        return self.status == int(Status.OPTIMAL)
+
+    def merge(self, other: ConeSolution, index: Tensor, better: Tensor) -> ConeSolution:
+        """This solution after another attempt.
+
+        Parameters
+        ----------
+        other : ConeSolution
+            Of some elements.
+        index : Tensor of int64
+            Their places in this solution.
+        better : Tensor of int64
+            Which of them are taken from `other`.
+        """
+        at = index[better]
+        return replace(
+            self,
+            x=self.x.index_copy(0, at, other.x[better]),
+            y=self.y.index_copy(0, at, other.y[better]),
+            s=self.s.index_copy(0, at, other.s[better]),
+            status=self.status.index_copy(0, at, other.status[better]),
+            source=self.source.index_fill(0, at, len(self.attempts)),
+            residuals=self.residuals.merge(other.residuals.select(better), at),
+            attempts=self.attempts + other.attempts,
+        )
+
+
+def describe_failures(solution: ConeSolution, limit: int = 10) -> str:
+    """The failed elements, each with its status, solver and residual, then what to do."""
+    failed = torch.nonzero(~solution.solved)[:, 0].tolist()
+    texts = [_describe(solution, element) for element in failed[:limit]]
+    more = f"; and {len(failed) - limit} more" if len(failed) > limit else ""
+    advice = dict.fromkeys(Status(int(solution.status[element])) for element in failed)
+    return (
+        f"{len(failed)} of {len(solution.status)} problems were not solved. "
+        + "; ".join(texts) + more + ".\n  "
+        + "\n  ".join(f"{status.name}: {status.advice}" for status in advice)
+        + '\n  To go on without them use on_failure="nan" and read layer.solve(...).status.'
+    )  # fmt: skip
+
+
+def _describe(solution: ConeSolution, element: int) -> str:
+    attempt, at = solution.attempt_of(element)
+    status = Status(int(solution.status[element]))
+    text = f"element {element}: {status.name} by {attempt.backend} ({attempt.said[at]!r}, "
+    text += f"{attempt.iterations[at]} iterations"
+    if not status.final:
+        found = solution.residuals
+        text += (
+            f", residuals: primal {found.primal[element]:.1e}, dual {found.dual[element]:.1e}, "
+            f"gap {found.gap[element]:.1e}, cone {found.cone[element]:.1e}"
+        )
+    return text + ")"

@@ -1,0 +1,121 @@
+"""Convex problems: canonicalised once, solved by cone solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import cvxpy as cp
+from torch import Tensor
+
+from declarative_cvx.autograd import Call, solve_differentiably
+from declarative_cvx.backends import Backend, automatic, backend_named, require_capable, solve
+from declarative_cvx.backends.diffcp import DIFFCP
+from declarative_cvx.canonical import canonicalize
+from declarative_cvx.derivative import DERIVATIVES, Derivative, Diffcp, Implicit
+from declarative_cvx.derivative.regularity import Outputs
+from declarative_cvx.errors import BackendError, nearest
+from declarative_cvx.parameters import Arguments
+from declarative_cvx.route import Route, shape_output
+from declarative_cvx.solution import ConicSolution
+
+
+class ConvexRoute(Route):
+    """A DPP or DGP problem as a cone program with parameters.
+
+    Parameters
+    ----------
+    problem : cvxpy.Problem
+    parameters, variables : sequence
+        As for `DeclarativeLayer`, whose other arguments these are too.
+    optional_solver : str
+        The solver that options of a single call are for where `solver` is "auto".
+    """
+
+    def __init__(
+        self,
+        problem: cp.Problem,
+        parameters: Sequence[cp.Parameter],
+        variables: Sequence[cp.Variable],
+        *,
+        solver: str | Backend,
+        optional_solver: str,
+        solver_args: Mapping[str, Any],
+        derivative: str | Derivative,
+        on_irregular: str,
+        gp: bool,
+        canon_backend: str | None,
+    ) -> None:
+        self._output_ids = tuple(variable.id for variable in variables)
+        self._canonical = canonicalize(problem, parameters, gp, canon_backend)
+        self._solver, self._solver_args = solver, dict(solver_args)
+        self._optional_solver = optional_solver
+        self._on_irregular = on_irregular
+        self._backends = self._choose_backends({})
+        self._derivative = self._choose_derivative(derivative)
+
+    @property
+    def solvers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(backend.name for backend in self._backends))
+
+    def solve(
+        self, arguments: Arguments, options: Mapping[str, Any] | None, start: Any
+    ) -> ConicSolution:
+        backends = self._choose_backends(options) if options else self._backends
+        batch = 1 if arguments.batch is None else arguments.batch
+        program, offset = self._canonical.apply(
+            arguments.values, arguments.batched, batch, arguments.device
+        )
+        solver = partial(solve, backends=backends, start=start)
+        outputs = Outputs(
+            *self._canonical.masks(self._output_ids, arguments.device), self._canonical.pull_back
+        )
+        call = Call(program.structure, solver, self._derivative, outputs, self._on_irregular)
+        x, y, objective = solve_differentiably(program, call)
+        recover = partial(self._recover, arguments, x, y)
+        assert call.solution is not None
+        return ConicSolution(
+            variables=tuple(recover(identity) for identity in self._output_ids),
+            value=shape_output(arguments, self._canonical.value(objective, offset)),
+            cone=call.solution,
+            _recover=recover,
+            _assess=call.assess,
+        )
+
+    def _recover(self, arguments: Arguments, x: Tensor, y: Tensor, identity: int) -> Tensor:
+        return shape_output(arguments, self._canonical.recover(identity, x, y))
+
+    def _choose_backends(self, extra: Mapping[str, Any]) -> tuple[Backend, ...]:
+        solver = self._optional_solver if extra and self._solver == "auto" else self._solver
+        return self._backends_of(solver, {**self._solver_args, **extra})
+
+    def _backends_of(
+        self, solver: str | Backend, options: Mapping[str, Any]
+    ) -> tuple[Backend, ...]:
+        """The solvers that a choice means, in the order in which they are tried."""
+        structure = self._canonical.structure.reduced
+        if isinstance(solver, Backend):
+            backend = solver.changed(options)
+        elif not isinstance(solver, str):
+            raise BackendError(f"solver must be a name or a Backend object, got {solver!r}.")
+        elif solver.lower() == "auto":
+            return automatic(structure, options)
+        else:
+            backend = backend_named(solver, options)
+        require_capable(backend, structure)
+        return backend.stages(structure)
+
+    def _choose_derivative(self, choice: str | Derivative) -> Derivative:
+        if choice == "auto":
+            choice = Diffcp() if isinstance(self._backends[0], DIFFCP) else Implicit()
+        if isinstance(choice, str):
+            if choice not in DERIVATIVES:
+                raise BackendError(
+                    f"Unknown derivative {choice!r}. {nearest(choice, ['auto', *DERIVATIVES])}"
+                )
+            choice = DERIVATIVES[choice]()
+        obstacle = choice.obstacle(self._canonical.structure)
+        if obstacle:
+            raise BackendError(f"{obstacle}.")
+        return choice
