@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,15 +19,13 @@ from declarative_cvx.derivative.regularity import (
     data_gradients,
     weakly_active,
 )
-from declarative_cvx.errors import DerivativeModeError, IrregularError, IrregularWarning
+from declarative_cvx.errors import DerivativeModeError
+from declarative_cvx.irregular import complain
 from declarative_cvx.kkt import fold
 from declarative_cvx.program import ConeProgram, Point, Structure
 from declarative_cvx.scaling import Scaling
 from declarative_cvx.sparsity import matvec
 from declarative_cvx.transforms import apply_function, forward_mode_is_nested, recording
-
-# Packages whose frames a warning does not point at.
-_OURS = ("declarative_cvx", "torch")
 
 
 @dataclass(eq=False)
@@ -102,8 +98,9 @@ class Call:
         report = DerivativeReport(residual, weak, several)
         self.report = self._whole(at, report)
         irregular = torch.where(~report.regular)[0]
-        if len(irregular) and self.on_irregular != "ignore":
-            self._complain(at[irregular], [report.reason[i] for i in irregular.tolist()])
+        if len(irregular):
+            reasons = [report.reason[i] for i in irregular.tolist()]
+            complain(at[irregular].tolist(), reasons, self.on_irregular)
 
     def _whole(self, at: Tensor, part: DerivativeReport) -> DerivativeReport:
         """A report on the solved elements as one on all."""
@@ -115,26 +112,6 @@ class Call:
             no.index_copy(0, at, part.weakly_active),
             no.index_copy(0, at, part.ambiguous),
         )
-
-    def _complain(self, elements: Tensor, reasons: list[str]) -> None:
-        names = elements.tolist()
-        listed = ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
-        text = (
-            f"The solution map has no derivative at {len(names)} element(s) of the batch "
-            f"({listed}): {'; or '.join(dict.fromkeys(reasons))}. See layer.solve(...).derivative; "
-            'on_irregular="ignore" silences this, "raise" makes it an error.'
-        )
-        if self.on_irregular == "raise":
-            raise IrregularError(text)
-        warnings.warn(text, IrregularWarning, stacklevel=_level_of_caller())
-
-
-def _level_of_caller() -> int:
-    """The stack level, seen from the calling function, of the code that uses torch and this."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OURS):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def solve_differentiably(program: ConeProgram, call: Call) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ from declarative_cvx.backends import Backend
 from declarative_cvx.convex import ConvexRoute
 from declarative_cvx.derivative import Derivative
 from declarative_cvx.errors import SolveError, SpecificationError
+from declarative_cvx.nonconvex.kernel_route import KernelRoute
 from declarative_cvx.parameters import ParameterSpec, check_arguments
 from declarative_cvx.route import Route
 from declarative_cvx.solution import Solution
@@ -100,23 +101,32 @@ class DeclarativeLayer(nn.Module):
         _require_choice("on_failure", on_failure, ("raise", "nan"))
         _require_choice("on_irregular", on_irregular, ("warn", "ignore", "raise"))
         self.spec = classify(problem, gp)
-        require_convex(self.spec, gp)
         self.on_failure = on_failure
         self.warm_start, self.optimal_value = warm_start, optimal_value
         self._parameters_spec = tuple(ParameterSpec.of(parameter) for parameter in parameters)
         self._output_names = tuple(variable.name() for variable in variables)
-        self._route: Route = ConvexRoute(
-            problem,
-            parameters,
-            variables,
-            solver=solver,
-            optional_solver=self._optional_solver,
-            solver_args=dict(solver_args or {}, **({"verbose": True} if verbose else {})),
-            derivative=derivative,
-            on_irregular=on_irregular,
-            gp=gp,
-            canon_backend=canon_backend,
-        )
+        options = dict(solver_args or {}, **({"verbose": True} if verbose else {}))
+        own = {id(variable) for variable in problem.variables()}
+        automatic = solver == derivative == "auto" and not options
+        primal = all(id(variable) in own for variable in variables)
+        if self.spec.pattern is not None and automatic and primal:
+            self._route: Route = KernelRoute(
+                problem, self.spec.pattern, parameters, variables, on_irregular
+            )
+        else:
+            require_convex(self.spec, gp)
+            self._route = ConvexRoute(
+                problem,
+                parameters,
+                variables,
+                solver=solver,
+                optional_solver=self._optional_solver,
+                solver_args=options,
+                derivative=derivative,
+                on_irregular=on_irregular,
+                gp=gp,
+                canon_backend=canon_backend,
+            )
         self._previous: Any = None
 
     @torch.compiler.disable  # solvers are not to be traced: torch.compile breaks its graph here

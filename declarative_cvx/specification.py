@@ -11,6 +11,7 @@ from cvxpy.atoms.affine.binary_operators import DivExpression, MulExpression, mu
 from cvxpy.utilities import scopes
 
 from declarative_cvx.errors import SpecificationError
+from declarative_cvx.patterns import Pattern, recognise
 
 
 class Verdict(Enum):
@@ -36,13 +37,17 @@ class ProblemSpec:
     reason : str
         For a problem that is not DPP (DGP): which expression breaks the rules, where it stands
         and why. Empty otherwise.
+    pattern : Pattern or None
+        What a fast kernel knows the problem as: "robust pooling (welsch)".
     """
 
     verdict: Verdict
     reason: str = ""
+    pattern: Pattern | None = None
 
     def __str__(self) -> str:
-        return self.verdict.value + (f": {self.reason}" if self.reason else "")
+        kernel = "" if self.pattern is None else f"; {self.pattern}"
+        return self.verdict.value + (f": {self.reason}" if self.reason else "") + kernel
 
     @property
     def is_convex(self) -> bool:
@@ -79,12 +84,14 @@ def classify(problem: cp.Problem, gp: bool = False) -> ProblemSpec:
         if problem.is_dgp(dpp=True):
             return ProblemSpec(Verdict.DGP)
         return ProblemSpec(Verdict.UNKNOWN, _first_breach(problem, gp=True))
+    pattern = recognise(problem)
     if problem.is_dpp(quad_form_dpp="qp"):
-        return ProblemSpec(Verdict.DPP)
+        return ProblemSpec(Verdict.DPP, pattern=pattern)
     reason = _first_breach(problem, gp=False)
     if problem.is_dcp():
-        return ProblemSpec(Verdict.CONVEX, reason)
-    return ProblemSpec(Verdict.SMOOTH if problem.is_dnlp() else Verdict.UNKNOWN, reason)
+        return ProblemSpec(Verdict.CONVEX, reason, pattern)
+    verdict = Verdict.SMOOTH if problem.is_dnlp() else Verdict.UNKNOWN
+    return ProblemSpec(verdict, reason, pattern)
 
 
 def require_convex(spec: ProblemSpec, gp: bool) -> None:

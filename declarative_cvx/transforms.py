@@ -49,3 +49,43 @@ def forward_mode_is_nested() -> bool:
     """Whether forward mode runs over forward mode, which torch.autograd.Function cannot follow."""
     stack = get_interpreter_stack() or []
     return sum(level.key() == TransformType.Jvp for level in stack) > 1
+
+
+def observed(*values: Tensor) -> tuple[Tensor, ...]:
+    """Values, each (batch, ...), as plain tensors: vmapped elements are part of the batch."""
+    if not transforming():
+        return tuple(value.detach() for value in values)
+    seen = _Seen()
+    _Observation.apply(seen, *(value.detach() for value in values))
+    return seen.values
+
+
+class _Seen:
+    """Where an observation is put (a list would be taken apart by torch.func)."""
+
+    values: tuple[Tensor, ...] = ()
+
+
+class _Observation(torch.autograd.Function):
+    @staticmethod
+    def forward(seen: _Seen, *values: Tensor) -> Tensor:
+        seen.values = values
+        return values[0].new_zeros(())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> None:
+        return None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, seen: _Seen, *values: Tensor) -> Any:
+        merged = [
+            (v.expand(info.batch_size, *v.shape) if dim is None else v.movedim(dim, 0)).flatten(
+                0, 1
+            )
+            for v, dim in zip(values, in_dims[1:], strict=True)
+        ]
+        return _Observation.apply(seen, *merged), None

@@ -8,7 +8,7 @@ import pytest
 from collection import FAST, GROUPS, PROBLEMS, Problem, measure
 from problems import ALL_KINDS
 
-from declarative_cvx import DeclarativeLayer
+from declarative_cvx.canonical import canonicalize
 
 
 @pytest.mark.parametrize("problem", FAST, ids=lambda problem: problem.name)
@@ -23,7 +23,8 @@ def test_exact_at_default_settings(problem: Problem) -> None:
 def test_every_pair_of_cones_occurs() -> None:
     together = set()
     for problem in FAST:
-        cone = DeclarativeLayer(*problem.build(), gp=problem.gp)._route._canonical.structure.cone
+        built, parameters, _ = problem.build()
+        cone = canonicalize(built, parameters, problem.gp, None).structure.cone
         kinds = sorted(kind for kind, size in cone.sizes.items() if size)
         together |= set(itertools.combinations(kinds, 2))
     assert together == set(itertools.combinations(sorted(ALL_KINDS), 2))

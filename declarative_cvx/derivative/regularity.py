@@ -47,11 +47,14 @@ class DerivativeReport:
         Elements on a kink across which the gradient jumps.
     ambiguous : Tensor of bool, shape (batch,)
         Elements where dependent constraints move apart with the parameters.
+    kink : str
+        What is said of the elements on a kink.
     """
 
     residual: Tensor
     weakly_active: Tensor
     ambiguous: Tensor
+    kink: str = WEAKLY_ACTIVE
 
     @property
     def regular(self) -> Tensor:
@@ -64,7 +67,7 @@ class DerivativeReport:
         columns = (self.residual, self.weakly_active, self.ambiguous)
         return tuple(
             "not solved" if residual != residual
-            else WEAKLY_ACTIVE if weak
+            else self.kink if weak
             else INCONSISTENT if not residual <= REGULAR
             else AMBIGUOUS if several
             else ""

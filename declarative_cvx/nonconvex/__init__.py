@@ -8,6 +8,7 @@ from declarative_cvx.nonconvex.eigen import (
     symmetric_eigen,
 )
 from declarative_cvx.nonconvex.optimal_transport import OptimalTransport, optimal_transport
+from declarative_cvx.nonconvex.pooling import RobustPool, robust_pool
 from declarative_cvx.nonconvex.projection import Projection, project
 from declarative_cvx.nonconvex.report import KernelSolution
 from declarative_cvx.nonconvex.total_variation import TotalVariation1d, total_variation_1d
@@ -23,6 +24,7 @@ __all__ = [
     "KernelSolution",
     "OptimalTransport",
     "Projection",
+    "RobustPool",
     "SymmetricEigen",
     "TotalVariation1d",
     "TridiagonalSolve",
@@ -30,6 +32,7 @@ __all__ = [
     "generalised_eigen",
     "optimal_transport",
     "project",
+    "robust_pool",
     "symmetric_eigen",
     "total_variation_1d",
     "tridiagonal_solve",

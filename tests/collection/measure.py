@@ -11,6 +11,7 @@ import torch
 
 from collection.problem import Exact, Problem, Values
 from declarative_cvx import DeclarativeLayer, IrregularWarning
+from declarative_cvx.canonical import canonicalize
 
 # What every problem must meet, and what those meet whose cones are (not) polyhedral or quadratic.
 BOUND = 1e-6
@@ -128,12 +129,13 @@ def measure(problem: Problem) -> Measurement:
         exact = problem.oracle(problem.values, weights)
         solution_error = max(map(relative, outputs, exact.outputs))
         slope_error = gradient_error(problem, weights, gradients, exact)
-    cone = layer._route._canonical.structure.cone
+    canonical = canonicalize(built, parameters, gp=problem.gp, canon_backend=None)
+    cone, shape = canonical.structure.cone, canonical.structure.A.shape
     return Measurement(
         name=problem.name,
         group=problem.group,
-        variables=solution.cone.x.shape[1],
-        rows=solution.cone.y.shape[1],
+        variables=shape[1],
+        rows=shape[0],
         bound=BOUND_TRANSCENDENTAL if cone.exp or cone.power else BOUND_ALGEBRAIC,
         solution_error=solution_error,
         gradient_error=slope_error,
