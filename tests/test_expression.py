@@ -82,7 +82,8 @@ AFFINE = {
         var(1, 3) @ x3(),
     ],
     "outer": lambda: [cp.outer(x3(), x4()), cp.vdot(X23(), X23())],
-    "kron": lambda: [cp.kron(array(2, 2), X23()), cp.kron(X23(), par(2, 1))],
+    "kron": lambda: [cp.kron(array(2, 2), X23()), cp.kron(X23(), par(2, 1)),
+             cp.kron(np.eye(2), X23().T)],
     "conv": lambda: [cp.conv(array(3), x4()), cp.conv(par(3), var(4, 1)), cp.conv(array(5), x3())],
     "convolve": lambda: [cp.convolve(array(3), x4()), cp.convolve(par(4), x3())],
     "einsum": lambda: [

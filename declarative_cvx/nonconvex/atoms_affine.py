@@ -57,6 +57,12 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
     return a * b if a.ndim == 0 or b.ndim == 0 else a @ b
 
 
+def _kron(a: Tensor, b: Tensor) -> Tensor:
+    # (torch.kron fails on transposed arguments.)
+    blocks = a[:, None, :, None] * b[None, :, None, :]
+    return blocks.reshape(a.shape[0] * b.shape[0], a.shape[1] * b.shape[1])
+
+
 def _trace(x: Tensor) -> Tensor:
     return x.diagonal(dim1=-2, dim2=-1).sum(-1)
 
@@ -151,7 +157,7 @@ AFFINE: dict[type, Rule] = {
     multiply: of_arguments(torch.mul),
     DivExpression: of_arguments(torch.div),
     MulExpression: of_arguments(_matmul),
-    kron: of_arguments(torch.kron),
+    kron: of_arguments(_kron),
     conv: _convolution,
     convolve: _convolution,
     Sum: over_axes(lambda x: x.sum(-1)),

@@ -184,7 +184,6 @@ class _Batched:
             return torch.func.vmap(self._function, in_dims=(dims,))(table)
         return tuple(v.expand(batch, *v.shape) for v in self._function(table))
 
-
     def __deepcopy__(self, memo: Any) -> _Batched:
         return self  # nothing in it changes, and CVXPY gives copies of its leaves new ids
 

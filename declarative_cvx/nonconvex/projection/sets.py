@@ -16,8 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from declarative_cvx.nonconvex.l1_projection import shrink_
-from declarative_cvx.nonconvex.projection_checks import check_finite, check_order, check_radius
+from declarative_cvx.nonconvex.projection.checks import check_finite, check_order, check_radius
+from declarative_cvx.nonconvex.projection.l1_projection import shrink_
 
 # Entries from which `vector_norm`, which adds one after the other where `sum` adds in pairs, is
 # faster but no longer accurate.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from declarative_cvx.nonconvex.implicit_pool import Gradients, Needs
-from declarative_cvx.nonconvex.pools import Minimum, Quality, blocks, joined
-from declarative_cvx.nonconvex.scalar_minimum import scalar_minimum
+from declarative_cvx.nonconvex.pooling.implicit_pool import Gradients, Needs
+from declarative_cvx.nonconvex.pooling.pools import Minimum, Quality, blocks, joined
+from declarative_cvx.nonconvex.pooling.scalar_minimum import scalar_minimum
 from declarative_cvx.penalties import Penalty
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from declarative_cvx.nonconvex.implicit_pool import Gradients, Needs
-from declarative_cvx.nonconvex.pools import Minimum, Quality, blocks, joined
-from declarative_cvx.nonconvex.scalar_pool import away_from
-from declarative_cvx.nonconvex.vector_minimum import hessian, norm, vector_minimum
+from declarative_cvx.nonconvex.pooling.implicit_pool import Gradients, Needs
+from declarative_cvx.nonconvex.pooling.pools import Minimum, Quality, blocks, joined
+from declarative_cvx.nonconvex.pooling.scalar_pool import away_from
+from declarative_cvx.nonconvex.pooling.vector_minimum import hessian, norm, vector_minimum
 from declarative_cvx.penalties import Penalty
 
 

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from declarative_cvx.nonconvex.pool_layout import PoolLayout, check_numbers
-from declarative_cvx.nonconvex.pools import Minimum, Quality, blocks
+from declarative_cvx.nonconvex.pooling.layout import PoolLayout, check_numbers
+from declarative_cvx.nonconvex.pooling.pools import Minimum, Quality, blocks
 
 Needs = tuple[bool, bool, bool]
 Gradients = list[Tensor]

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from declarative_cvx.errors import ParameterError, SpecificationError
-from declarative_cvx.nonconvex.implicit_pool import ImplicitPool, Kernel, one_batch
-from declarative_cvx.nonconvex.pool_layout import PoolLayout
+from declarative_cvx.nonconvex.pooling.implicit_pool import ImplicitPool, Kernel, one_batch
+from declarative_cvx.nonconvex.pooling.layout import PoolLayout
+from declarative_cvx.nonconvex.pooling.scalar_pool import ScalarPool
+from declarative_cvx.nonconvex.pooling.vector_pool import VectorPool
 from declarative_cvx.nonconvex.report import KernelSolution
-from declarative_cvx.nonconvex.scalar_pool import ScalarPool
-from declarative_cvx.nonconvex.vector_pool import VectorPool
 from declarative_cvx.penalties import Penalty, penalty_named
 from declarative_cvx.status import Status
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from declarative_cvx.nonconvex.pools import Pools, ascending, ascending_order
+from declarative_cvx.nonconvex.pooling.pools import Pools, ascending, ascending_order
 
 # Between points further apart than 2 no argument has both within reach.
 _FAR = 2.5

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from declarative_cvx.nonconvex.lattice import least_curvature, least_of_quadratic
-from declarative_cvx.nonconvex.pools import Pools, blocks
-from declarative_cvx.nonconvex.safeguarded_newton import polish
+from declarative_cvx.nonconvex.pooling.lattice import least_curvature, least_of_quadratic
+from declarative_cvx.nonconvex.pooling.pools import Pools, blocks
+from declarative_cvx.nonconvex.pooling.safeguarded_newton import polish
 from declarative_cvx.penalties import Penalty
 
 _ROUNDS = 40

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from declarative_cvx.nonconvex.pools import Pools
+from declarative_cvx.nonconvex.pooling.pools import Pools
 from declarative_cvx.penalties import Penalty
 
 _STEPS = 150

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from declarative_cvx.nonconvex.branch_and_bound import Intervals, Search
-from declarative_cvx.nonconvex.lattice import Cells, Lattice
-from declarative_cvx.nonconvex.pools import Minimum, Pools, blocks, centre, in_units
-from declarative_cvx.nonconvex.safeguarded_newton import polish
-from declarative_cvx.nonconvex.window import huber, truncated_quadratic
+from declarative_cvx.nonconvex.pooling.branch_and_bound import Intervals, Search
+from declarative_cvx.nonconvex.pooling.lattice import Cells, Lattice
+from declarative_cvx.nonconvex.pooling.pools import Minimum, Pools, blocks, centre, in_units
+from declarative_cvx.nonconvex.pooling.safeguarded_newton import polish
+from declarative_cvx.nonconvex.pooling.window import huber, truncated_quadratic
 from declarative_cvx.penalties import Huber, Penalty, Quadratic, TruncatedQuadratic
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from declarative_cvx.nonconvex.pools import Pools
+from declarative_cvx.nonconvex.pooling.pools import Pools
 from declarative_cvx.penalties import Penalty
 
 # Width of a cell, relative to the cube of where the penalty's second derivative is least: the

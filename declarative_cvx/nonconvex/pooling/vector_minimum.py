@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from declarative_cvx.nonconvex.pools import Minimum, blocks, centre
+from declarative_cvx.nonconvex.pooling.pools import Minimum, blocks, centre
 from declarative_cvx.penalties import Penalty
 
 # Cheap steps for all starts, after which only the best of them is followed to the end.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from declarative_cvx.errors import ParameterError, SpecificationError, nearest
-from declarative_cvx.nonconvex.projection_map import nearest_point
-from declarative_cvx.nonconvex.projection_sets import SETS
+from declarative_cvx.nonconvex.projection.map import nearest_point
+from declarative_cvx.nonconvex.projection.sets import SETS
 from declarative_cvx.nonconvex.report import KernelSolution
 from declarative_cvx.status import Status
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from declarative_cvx.nonconvex.projection_sets import SETS
+from declarative_cvx.nonconvex.projection.sets import SETS
 
 _Batched = tuple[int | None, ...]
 
