@@ -3,7 +3,8 @@
     pip install -e '.[bench]' && python benchmarks/convex.py
 
 Both libraries run in one process on the same data; times are medians; the ratio of the two is what
-carries over to other machines. ``--memory`` measures peak memory instead.
+carries over to other machines. ``--memory`` measures peak memory instead, ``--tolerances`` what a
+looser inner solve costs and gains.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import cvxpy as cp
 import numpy as np
@@ -114,7 +116,7 @@ CASES = [
 ]
 
 
-def median_time(work: Callable[[], None], seconds: float) -> float:
+def median_time(work: Callable[[], object], seconds: float) -> float:
     """Median time of a call in seconds, over at least three calls and about `seconds`."""
     work()
     times: list[float] = []
@@ -191,14 +193,41 @@ def measure_memory() -> None:
     )
 
 
+SOLVERS = (dcx.Moreau(method="interior_point"), dcx.Clarabel(), dcx.SCS())
+TOLERANCES = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
+
+
+def measure_tolerances(seconds: float) -> None:
+    """Times with solvers stopping early or late, and the difference that makes to the result."""
+    table = Table(title="forward and backward by tolerance of the inner solve, ms (difference)")
+    for column in ("layer", "solver", *(f"{tol:.0e}" for tol in TOLERANCES)):
+        table.add_column(column, justify="right")
+    cases = [second_order(32, 20), entropy(32, 20), semidefinite(32, 6), quadratic(64, 24, 14)]
+    for case in tqdm(cases, leave=False):
+        values = case.values()
+        reference = pass_over(dcx.DeclarativeLayer(*case.build()), values)
+        for solver in SOLVERS:
+            row = [case.name, solver.name]
+            for tol in TOLERANCES:
+                layer = dcx.DeclarativeLayer(*case.build(), solver=replace(solver, tol=tol))
+                taken = median_time(partial(pass_over, layer, values), seconds)
+                error = _difference(pass_over(layer, values), reference)
+                row.append(f"{taken * 1e3:.0f} ({error:.0e})")
+            table.add_row(*row)
+    Console(width=130).print(table)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=2.0, help="time spent on each median")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead")
+    parser.add_argument("--tolerances", action="store_true", help="measure looser inner solves")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     if options.memory:
         return measure_memory()
+    if options.tolerances:
+        return measure_tolerances(options.seconds / 4)
     if importlib.util.find_spec("cvxpylayers") is None:
         sys.exit("cvxpylayers is not installed: pip install -e '.[bench]'")
     table = Table(title="forward and backward, float64, milliseconds (medians)")
