@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED_BY := setup.cfg pyproject.toml constraints.txt
 OUTPUT ?= elastic_net.png
+MIXED ?= mixed_network.png
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -16,8 +17,9 @@ export MPLCONFIGDIR ?= $(CURDIR)/$(VENV)/matplotlib
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1: /p' $(firstword $(MAKEFILE_LIST)) | awk -F': ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-demo: $(VENV)/.examples  ## tune an elastic net, compare all solvers, draw elastic_net.png
+demo: $(VENV)/.examples  ## tune an elastic net, train a mixed network, draw two pictures
 	@$(BIN)/python examples/elastic_net.py --output $(OUTPUT)
+	@$(BIN)/python examples/mixed_network.py --output $(MIXED)
 
 test: lint  ## check style, types and imports, then run the tests
 	@echo "== pytest"
@@ -38,7 +40,7 @@ format: $(VENV)/.test  ## bring the code into the style that lint checks
 	@$(BIN)/ruff format .
 
 clean:  ## remove the environment, caches and results
-	rm -rf $(VENV) build dist *.egg-info elastic_net.png
+	rm -rf $(VENV) build dist *.egg-info *.png
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
