@@ -62,6 +62,7 @@ class CvxpyLayer(DeclarativeLayer):
             verbose=verbose,
             canon_backend=canon_backend,
             solver_args=options,
+            nonconvex=False,
         )
 
     def forward(

@@ -15,10 +15,12 @@ from declarative_cvx.convex import ConvexRoute
 from declarative_cvx.derivative import Derivative
 from declarative_cvx.errors import SolveError, SpecificationError
 from declarative_cvx.nonconvex.kernel_route import KernelRoute
+from declarative_cvx.nonconvex.minimizer import Minimizer
+from declarative_cvx.nonconvex.nonlinear_route import NonlinearRoute
 from declarative_cvx.parameters import ParameterSpec, check_arguments
 from declarative_cvx.route import Route
 from declarative_cvx.solution import Solution
-from declarative_cvx.specification import classify, require_convex
+from declarative_cvx.specification import classify, require_convex, require_smooth
 
 
 class DeclarativeLayer(nn.Module):
@@ -27,15 +29,19 @@ class DeclarativeLayer(nn.Module):
     Parameters
     ----------
     problem : cvxpy.Problem
-        A DPP problem or, with ``gp=True``, a DGP problem. It is not changed.
+        Convex or, with ``gp=True``, a geometric program (DPP, DGP): solved by cone solvers. Or
+        any problem of smooth functions (DNLP), of which a local minimum is found. `spec` says
+        which of them it is. It is not changed.
     parameters : sequence of cvxpy.Parameter
         All parameters of the problem, in the order in which tensors will be passed.
     variables : sequence of cvxpy.Variable
         What the layer returns: variables of the problem, or dual variables of its constraints
         (``constraint.dual_variables[0]``).
-    solver : str or Backend, optional
-        "auto", a solver's name, or an object with its options, such as ``Clarabel(tol=1e-9)``.
-        "auto" tries several in turn, element by element.
+    solver : str, Backend or Minimizer, optional
+        "auto", a solver's name, or an object with its options, such as ``Clarabel(tol=1e-9)`` or,
+        for problems that are not convex, ``InteriorPoint(max_iters=200)``. "auto" tries several
+        in turn, element by element, and has a problem that fits one of the fast kernels (robust
+        pooling, projection) solved by it.
     derivative : str or Derivative, optional
         "auto", "implicit" (the library's own) or "diffcp".
     gp : bool, optional
@@ -57,6 +63,12 @@ class DeclarativeLayer(nn.Module):
         Let the solver print its log.
     canon_backend : str, optional
         CVXPY's canonicalisation backend.
+    nonconvex : bool, optional
+        False refuses a problem that is not DPP (DGP).
+    restarts : int, optional
+        For problems that are not convex: so many random starts besides `Variable.value`, drawn
+        from the variables' sample bounds or bounds, always the same ones. The best minimum of
+        each element is kept.
 
     Attributes
     ----------
@@ -84,7 +96,7 @@ class DeclarativeLayer(nn.Module):
         problem: cp.Problem,
         parameters: Sequence[cp.Parameter],
         variables: Sequence[cp.Variable],
-        solver: str | Backend = "auto",
+        solver: str | Backend | Minimizer = "auto",
         *,
         derivative: str | Derivative = "auto",
         gp: bool = False,
@@ -95,6 +107,8 @@ class DeclarativeLayer(nn.Module):
         solver_args: Mapping[str, Any] | None = None,
         verbose: bool = False,
         canon_backend: str | None = None,
+        nonconvex: bool = True,
+        restarts: int = 0,
     ) -> None:
         super().__init__()
         _check_problem(problem, parameters, variables)
@@ -106,26 +120,37 @@ class DeclarativeLayer(nn.Module):
         self._parameters_spec = tuple(ParameterSpec.of(parameter) for parameter in parameters)
         self._output_names = tuple(variable.name() for variable in variables)
         options = dict(solver_args or {}, **({"verbose": True} if verbose else {}))
-        own = {id(variable) for variable in problem.variables()}
+        self._route: Route
         automatic = solver == derivative == "auto" and not options
-        primal = all(id(variable) in own for variable in variables)
-        if self.spec.pattern is not None and automatic and primal:
-            self._route: Route = KernelRoute(
+        primal = {variable.id for variable in problem.variables()}
+        if self.spec.pattern and automatic and primal >= {v.id for v in variables}:
+            self._route = KernelRoute(
                 problem, self.spec.pattern, parameters, variables, on_irregular
             )
-        else:
+        elif self.spec.is_convex or not nonconvex or gp:
             require_convex(self.spec, gp)
             self._route = ConvexRoute(
                 problem,
                 parameters,
                 variables,
-                solver=solver,
+                solver=solver,  # type: ignore[arg-type]  # a Minimizer is refused there
                 optional_solver=self._optional_solver,
                 solver_args=options,
                 derivative=derivative,
                 on_irregular=on_irregular,
                 gp=gp,
                 canon_backend=canon_backend,
+            )
+        else:
+            require_smooth(self.spec)
+            self._route = NonlinearRoute(
+                problem,
+                parameters,
+                variables,
+                solver=solver,  # type: ignore[arg-type]  # a Backend is refused there
+                solver_args=options,
+                on_irregular=on_irregular,
+                restarts=restarts,
             )
         self._previous: Any = None
 
@@ -223,7 +248,9 @@ def _check_problem(
                 raise SpecificationError(
                     f"{name}[{position}] must be a cvxpy.{kind.__name__}, got {item!r}."
                 )
-    known = {parameter.id: parameter for parameter in problem.parameters()}
+    bounds = [end for variable in problem.variables() for end in variable.bounds or ()]
+    trees = [problem, *(end for end in bounds if isinstance(end, cp.Expression))]
+    known = {parameter.id: parameter for tree in trees for parameter in tree.parameters()}
     passed = [parameter.id for parameter in parameters]
     missing = [parameter.name() for key, parameter in known.items() if key not in passed]
     if missing:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import scipy.linalg
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 # Residual, relative to the right-hand side, up to which a factorisation's answer is taken.
@@ -14,6 +16,8 @@ FACTORED = 1e-9
 RANK_TOLERANCE = 1e-11
 # Order from which systems on the CPU are factorised one at a time.
 LARGE = 128
+# Order from which a single system is worth several threads.
+MANY_THREADS = 500
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,16 @@ def least_norm(matrix: Tensor, rhs: Tensor) -> Tensor:
     rhs : Tensor, shape (batch, k, columns)
     """
     if matrix.device.type == "cpu":
-        return torch.stack([_complete_orthogonal(m, v) for m, v in zip(matrix, rhs, strict=True)])
+        pairs = zip(matrix, rhs, strict=True)
+        with _openblas().limit(limits=1 if matrix.shape[1] < MANY_THREADS else None):
+            return torch.stack([_complete_orthogonal(m, v) for m, v in pairs])
     return torch.linalg.pinv(matrix, rtol=RANK_TOLERANCE) @ rhs
+
+
+@cache
+def _openblas() -> ThreadpoolController:
+    """SciPy's BLAS: its waiting threads and those of torch's would keep each other from working."""
+    return ThreadpoolController().select(internal_api="openblas")
 
 
 def _complete_orthogonal(matrix: Tensor, rhs: Tensor) -> Tensor:

@@ -107,6 +107,17 @@ def require_convex(spec: ProblemSpec, gp: bool) -> None:
     raise SpecificationError(f"The problem is {spec}. {_advice(spec.verdict, gp)}")
 
 
+def require_smooth(spec: ProblemSpec) -> None:
+    """Refuse a problem that no smooth nonlinear program represents.
+
+    Raises
+    ------
+    SpecificationError
+    """
+    if spec.verdict in (Verdict.MIXED_INTEGER, Verdict.COMPLEX, Verdict.EMPTY):
+        raise SpecificationError(f"The problem is {spec}. {_advice(spec.verdict, gp=False)}")
+
+
 def _advice(verdict: Verdict, gp: bool) -> str:
     if gp:
         return (
@@ -121,7 +132,7 @@ def _advice(verdict: Verdict, gp: bool) -> str:
             "Give each product or function of parameters a Parameter of its own, compute it in "
             "torch, and pass the result."
         ),
-    }.get(verdict, "Only convex problems (DPP) and geometric programs (gp=True) can be layers.")
+    }.get(verdict, "A geometric program needs gp=True; a smooth nonconvex problem nonconvex=True.")
 
 
 def _first_breach(problem: cp.Problem, gp: bool) -> str:

@@ -88,7 +88,7 @@ def _weight_of_unknown_sign() -> cp.Problem:
 def test_problem_that_is_not_dpp_is_explained(build: Any, words: list[str]) -> None:
     problem = build()
     with pytest.raises(SpecificationError) as error:
-        DeclarativeLayer(problem, problem.parameters(), problem.variables())
+        DeclarativeLayer(problem, problem.parameters(), problem.variables(), nonconvex=False)
     assert_names(error, *words)
 
 
@@ -96,7 +96,9 @@ def test_breach_in_a_later_constraint_is_the_one_named() -> None:
     a, b, x = cp.Parameter(name="alpha"), cp.Parameter(name="beta"), _x()
     constraints = [x >= 0, cp.sum(x) <= a, a * b * x[0] <= 1]
     with pytest.raises(SpecificationError) as error:
-        DeclarativeLayer(cp.Problem(cp.Minimize(cp.sum(x)), constraints), [a, b], [x])
+        DeclarativeLayer(
+            cp.Problem(cp.Minimize(cp.sum(x)), constraints), [a, b], [x], nonconvex=False
+        )
     assert_names(error, "constraint 2", "alpha", "beta")
 
 
@@ -110,11 +112,11 @@ def test_breach_in_a_later_constraint_is_the_one_named() -> None:
     ],
     ids=["objective", "constraint", "product of variables", "curved equality"],
 )
-def test_nonconvex_problem_is_refused(objective: Any, constraint: Any) -> None:
+def test_nonconvex_problem_is_refused_on_request(objective: Any, constraint: Any) -> None:
     x = _x()
     problem = cp.Problem(objective(x), [constraint(x)])
     with pytest.raises(SpecificationError, match=r"objective|constraint 0"):
-        DeclarativeLayer(problem, [], [x])
+        DeclarativeLayer(problem, [], [x], nonconvex=False)
 
 
 def test_geometric_program_needs_positive_variables() -> None:
@@ -132,7 +134,7 @@ def test_convex_program_is_no_geometric_program() -> None:
 def test_geometric_program_without_its_flag_is_refused() -> None:
     x, y = cp.Variable(pos=True, name="x"), cp.Variable(pos=True, name="y")
     with pytest.raises(SpecificationError, match="gp=True"):
-        DeclarativeLayer(cp.Problem(cp.Minimize(x + y), [x * y >= 1]), [], [x, y])
+        DeclarativeLayer(cp.Problem(cp.Minimize(x + y), [x * y >= 1]), [], [x, y], nonconvex=False)
 
 
 @pytest.mark.parametrize("attribute", ["boolean", "integer"])
