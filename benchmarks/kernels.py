@@ -24,11 +24,11 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from declarative_cvx.nonconvex.eigen import symmetric_eigen
-from declarative_cvx.nonconvex.optimal_transport import optimal_transport
-from declarative_cvx.nonconvex.total_variation import total_variation_1d
-from declarative_cvx.nonconvex.tridiagonal import tridiagonal_solve
-from declarative_cvx.nonconvex.weighted_least_squares import weighted_least_squares
+from declarative_cvx.nonconvex.kernels.eigen import symmetric_eigen
+from declarative_cvx.nonconvex.kernels.optimal_transport import optimal_transport
+from declarative_cvx.nonconvex.kernels.total_variation import total_variation_1d
+from declarative_cvx.nonconvex.kernels.tridiagonal import tridiagonal_solve
+from declarative_cvx.nonconvex.kernels.weighted_least_squares import weighted_least_squares
 
 Function = Callable[..., Tensor]
 REPEATS = 5

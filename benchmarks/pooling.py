@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from declarative_cvx.nonconvex.pooling import robust_pool
+from declarative_cvx.nonconvex.kernels.pooling import robust_pool
 from declarative_cvx.penalties import PENALTIES
 
 Work = Callable[[Tensor], Tensor]

@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from declarative_cvx.nonconvex.projection import project
+from declarative_cvx.nonconvex.kernels.projection import project
 
 SHAPES = [(1024, 1000), (256, 10000)]
 DTYPES = [torch.float32, torch.float64]

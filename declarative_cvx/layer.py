@@ -15,7 +15,7 @@ from declarative_cvx.convex import ConvexRoute
 from declarative_cvx.derivative import Derivative
 from declarative_cvx.errors import SolveError, SpecificationError
 from declarative_cvx.nonconvex.kernel_route import KernelRoute
-from declarative_cvx.nonconvex.minimizer import Minimizer
+from declarative_cvx.nonconvex.minimization.minimizer import Minimizer
 from declarative_cvx.nonconvex.nonlinear_route import NonlinearRoute
 from declarative_cvx.parameters import ParameterSpec, check_arguments
 from declarative_cvx.route import Route

@@ -13,7 +13,7 @@ from math import inf, sqrt
 import torch
 from torch import Tensor
 
-from declarative_cvx.nonconvex.program import NonlinearProgram
+from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
 
 Function = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from declarative_cvx.errors import ParameterError, SpecificationError
-from declarative_cvx.nonconvex.eigen import (
+from declarative_cvx.nonconvex.kernels.eigen import (
     GeneralisedEigen,
     SymmetricEigen,
     generalised_eigen,

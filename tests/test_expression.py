@@ -21,7 +21,7 @@ from declarative_cvx.atoms import (
     welsch,
 )
 from declarative_cvx.errors import SpecificationError
-from declarative_cvx.nonconvex.expression import (
+from declarative_cvx.nonconvex.translation.expression import (
     RULES,
     translate_expression,
     translate_expressions,

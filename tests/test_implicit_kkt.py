@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from declarative_cvx.errors import DerivativeModeError, IrregularError, IrregularWarning
-from declarative_cvx.nonconvex.interior_point import InteriorPoint
-from declarative_cvx.nonconvex.program import NonlinearProgram
-from declarative_cvx.nonconvex.solve import NonlinearSolution, solve_nonlinear
+from declarative_cvx.nonconvex.minimization.interior_point import InteriorPoint
+from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
+from declarative_cvx.nonconvex.minimization.solve import NonlinearSolution, solve_nonlinear
 
 double = torch.float64
 STEP = 1e-4
@@ -188,7 +188,9 @@ def test_the_optimal_value_needs_no_linear_system(monkeypatch: pytest.MonkeyPatc
     def refuse(*_: object) -> None:
         raise AssertionError("a linear system was solved")
 
-    monkeypatch.setattr("declarative_cvx.nonconvex.implicit_kkt.solve_symmetric", refuse)
+    monkeypatch.setattr(
+        "declarative_cvx.nonconvex.minimization.implicit_kkt.solve_symmetric", refuse
+    )
     (gradient,) = torch.autograd.grad(found.value.sum(), data)
     expected = [found.x[0, 2], -found.equality[0, 0], found.inequality[0, 0]]
     assert torch.allclose(gradient[0], torch.stack(expected).detach())

@@ -10,12 +10,12 @@ from smooth_programs import CASES, Case, banana, rows
 from torch import Tensor
 
 from declarative_cvx.errors import BackendError, ParameterError, SpecificationError
-from declarative_cvx.nonconvex.interior_point import InteriorPoint
-from declarative_cvx.nonconvex.lbfgs import LBFGS
-from declarative_cvx.nonconvex.minimizer import Minimizer, MinimizerAnswer
-from declarative_cvx.nonconvex.program import NonlinearProgram
-from declarative_cvx.nonconvex.solve import automatic_minimizer, solve_nonlinear
-from declarative_cvx.nonconvex.trust_region import TrustRegion
+from declarative_cvx.nonconvex.minimization.interior_point import InteriorPoint
+from declarative_cvx.nonconvex.minimization.lbfgs import LBFGS
+from declarative_cvx.nonconvex.minimization.minimizer import Minimizer, MinimizerAnswer
+from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
+from declarative_cvx.nonconvex.minimization.solve import automatic_minimizer, solve_nonlinear
+from declarative_cvx.nonconvex.minimization.trust_region import TrustRegion
 from declarative_cvx.status import Status
 
 double = torch.float64

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from declarative_cvx.errors import ParameterError, SpecificationError
-from declarative_cvx.nonconvex.optimal_transport import OptimalTransport, optimal_transport
+from declarative_cvx.nonconvex.kernels.optimal_transport import OptimalTransport, optimal_transport
 from declarative_cvx.status import Status
 
 FLOAT = torch.float64

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from declarative_cvx.errors import ParameterError, SpecificationError
-from declarative_cvx.nonconvex.pooling import RobustPool, robust_pool
+from declarative_cvx.nonconvex.kernels.pooling import RobustPool, robust_pool
 from declarative_cvx.penalties import PENALTIES, Penalty, Quadratic
 from declarative_cvx.status import Status
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-import declarative_cvx.nonconvex.projection.l1_projection as l1_projection
+import declarative_cvx.nonconvex.kernels.projection.l1_projection as l1_projection
 from declarative_cvx.errors import ParameterError, SpecificationError
-from declarative_cvx.nonconvex.projection import Projection, project
+from declarative_cvx.nonconvex.kernels.projection import Projection, project
 
 INF = math.inf
 SPHERES = [("sphere", 1), ("sphere", 2), ("sphere", INF)]
@@ -468,7 +468,7 @@ def test_the_report() -> None:
 @pytest.mark.parametrize("radius", RADII)
 @pytest.mark.parametrize(("onto", "p"), [*SETS, ("box", None)])
 def test_the_residual_tells_wrong_points(onto: str, p: float | None, radius: float) -> None:
-    from declarative_cvx.nonconvex.projection.sets import SETS as KNOWN
+    from declarative_cvx.nonconvex.kernels.projection.sets import SETS as KNOWN
 
     x, wrong = normal(20, 6), normal(20, 6, seed=1) * 1e-3
     name = onto if p is None else f"{onto} {p} exact"

@@ -14,7 +14,11 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from declarative_cvx.errors import ParameterError
-from declarative_cvx.nonconvex.total_variation import TotalVariation1d, _play, total_variation_1d
+from declarative_cvx.nonconvex.kernels.total_variation import (
+    TotalVariation1d,
+    _play,
+    total_variation_1d,
+)
 
 FLOAT = torch.float64
 

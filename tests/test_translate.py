@@ -12,7 +12,7 @@ from torch.func import grad, jacrev
 
 from declarative_cvx.atoms import truncated_quadratic, welsch
 from declarative_cvx.errors import SpecificationError
-from declarative_cvx.nonconvex.translate import Multipliers, NonlinearForm
+from declarative_cvx.nonconvex.translation.translate import Multipliers, NonlinearForm
 
 rng = np.random.default_rng(0)
 A, b, a = rng.normal(size=(4, 3)), rng.normal(size=4), rng.normal(size=3)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from declarative_cvx.errors import ParameterError
-from declarative_cvx.nonconvex.tridiagonal import (
+from declarative_cvx.nonconvex.kernels.tridiagonal import (
     TridiagonalSolve,
     cyclic_reduction,
     pivoted_elimination,

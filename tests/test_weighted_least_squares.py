@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from declarative_cvx.errors import ParameterError
-from declarative_cvx.nonconvex.weighted_least_squares import (
+from declarative_cvx.nonconvex.kernels.weighted_least_squares import (
     WeightedLeastSquares,
     weighted_least_squares,
 )

@@ -1,28 +1,28 @@
 """Problems solved in torch, batched, by methods of the library's own."""
 
-from declarative_cvx.nonconvex.eigen import (
+from declarative_cvx.nonconvex.kernels.eigen import (
     EigenSolution,
     GeneralisedEigen,
     SymmetricEigen,
     generalised_eigen,
     symmetric_eigen,
 )
-from declarative_cvx.nonconvex.interior_point import InteriorPoint
-from declarative_cvx.nonconvex.lbfgs import LBFGS
-from declarative_cvx.nonconvex.minimizer import Minimizer
-from declarative_cvx.nonconvex.optimal_transport import OptimalTransport, optimal_transport
-from declarative_cvx.nonconvex.pooling import RobustPool, robust_pool
-from declarative_cvx.nonconvex.program import NonlinearProgram
-from declarative_cvx.nonconvex.projection import Projection, project
-from declarative_cvx.nonconvex.report import KernelSolution
-from declarative_cvx.nonconvex.solve import NonlinearSolution, solve_nonlinear
-from declarative_cvx.nonconvex.total_variation import TotalVariation1d, total_variation_1d
-from declarative_cvx.nonconvex.tridiagonal import TridiagonalSolve, tridiagonal_solve
-from declarative_cvx.nonconvex.trust_region import TrustRegion
-from declarative_cvx.nonconvex.weighted_least_squares import (
+from declarative_cvx.nonconvex.kernels.optimal_transport import OptimalTransport, optimal_transport
+from declarative_cvx.nonconvex.kernels.pooling import RobustPool, robust_pool
+from declarative_cvx.nonconvex.kernels.projection import Projection, project
+from declarative_cvx.nonconvex.kernels.report import KernelSolution
+from declarative_cvx.nonconvex.kernels.total_variation import TotalVariation1d, total_variation_1d
+from declarative_cvx.nonconvex.kernels.tridiagonal import TridiagonalSolve, tridiagonal_solve
+from declarative_cvx.nonconvex.kernels.weighted_least_squares import (
     WeightedLeastSquares,
     weighted_least_squares,
 )
+from declarative_cvx.nonconvex.minimization.interior_point import InteriorPoint
+from declarative_cvx.nonconvex.minimization.lbfgs import LBFGS
+from declarative_cvx.nonconvex.minimization.minimizer import Minimizer
+from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
+from declarative_cvx.nonconvex.minimization.solve import NonlinearSolution, solve_nonlinear
+from declarative_cvx.nonconvex.minimization.trust_region import TrustRegion
 
 __all__ = [
     "LBFGS",

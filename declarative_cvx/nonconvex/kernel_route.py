@@ -17,10 +17,10 @@ from torch import Tensor
 from declarative_cvx.derivative import DerivativeReport
 from declarative_cvx.errors import BackendError, SpecificationError
 from declarative_cvx.irregular import Watched
-from declarative_cvx.nonconvex.expression import translate_expressions
-from declarative_cvx.nonconvex.pooling import Pooling as PoolingKernel
-from declarative_cvx.nonconvex.projection import Projection
-from declarative_cvx.nonconvex.report import KernelSolution
+from declarative_cvx.nonconvex.kernels.pooling import Pooling as PoolingKernel
+from declarative_cvx.nonconvex.kernels.projection import Projection
+from declarative_cvx.nonconvex.kernels.report import KernelSolution
+from declarative_cvx.nonconvex.translation.expression import translate_expressions
 from declarative_cvx.parameters import Arguments
 from declarative_cvx.patterns import Difference, Pattern, Pooling, ProjectionPattern
 from declarative_cvx.residuals import Residuals

@@ -14,17 +14,17 @@ from torch import Tensor
 
 from declarative_cvx.derivative import DerivativeReport
 from declarative_cvx.errors import BackendError, nearest
-from declarative_cvx.nonconvex.interior_point import InteriorPoint
-from declarative_cvx.nonconvex.lbfgs import LBFGS
-from declarative_cvx.nonconvex.minimizer import Minimizer
-from declarative_cvx.nonconvex.program import NonlinearProgram
-from declarative_cvx.nonconvex.solve import (
+from declarative_cvx.nonconvex.minimization.interior_point import InteriorPoint
+from declarative_cvx.nonconvex.minimization.lbfgs import LBFGS
+from declarative_cvx.nonconvex.minimization.minimizer import Minimizer
+from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
+from declarative_cvx.nonconvex.minimization.solve import (
     NonlinearSolution,
     automatic_minimizer,
     solve_nonlinear,
 )
-from declarative_cvx.nonconvex.translate import Multipliers, NonlinearForm
-from declarative_cvx.nonconvex.trust_region import TrustRegion
+from declarative_cvx.nonconvex.minimization.trust_region import TrustRegion
+from declarative_cvx.nonconvex.translation.translate import Multipliers, NonlinearForm
 from declarative_cvx.parameters import Arguments
 from declarative_cvx.residuals import Residuals
 from declarative_cvx.route import Route, shape_output

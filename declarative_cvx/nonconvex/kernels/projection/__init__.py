@@ -1,0 +1,5 @@
+"""Euclidean projections (DDN Sec. 5.2)."""
+
+from declarative_cvx.nonconvex.kernels.projection.projection import Projection, project
+
+__all__ = ["Projection", "project"]

@@ -1,0 +1,1 @@
+"""Local minima of smooth programs, batched, and their derivatives."""

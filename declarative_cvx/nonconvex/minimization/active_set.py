@@ -1,0 +1,114 @@
+"""The optimality conditions with the active inequalities as equations, and their linear systems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from declarative_cvx.least_squares import FACTORED, Factors, least_norm
+from declarative_cvx.nonconvex.minimization.evaluation import Evaluation, Record
+from declarative_cvx.nonconvex.minimization.kkt_residual import Violations
+
+# Slack and multiplier, relative to their scales, below which an active constraint is a weak one.
+WEAK = 1e-8
+# Ratio of pivots that is rounding, so that the matrix may be singular.
+_PIVOT = 1e-14
+# Residual up to which the answer of a nearly singular factorisation counts.
+_SOLVED = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveSet(Record):
+    """What holds with equality at a solution.
+
+    Attributes
+    ----------
+    rows : Tensor of bool, shape (batch, k + l)
+        Constraints; equalities always.
+    lower, upper : Tensor of bool, shape (batch, n)
+        Bounds.
+    """
+
+    rows: Tensor
+    lower: Tensor
+    upper: Tensor
+
+    @property
+    def free(self) -> Tensor:
+        """Variables at no bound, bool, shape (batch, n)."""
+        return ~(self.lower | self.upper)
+
+    @classmethod
+    def of(cls, found: Violations, inequalities: int) -> ActiveSet:
+        """Inequalities and bounds whose multiplier is above their slack, each in its own units."""
+        return cls.where_marked(found, found.active, inequalities)
+
+    @classmethod
+    def where_marked(cls, found: Violations, marked: Tensor, inequalities: int) -> ActiveSet:
+        """From marks for inequalities, lower and upper bounds, (batch, l + 2n) or (batch, l)."""
+        always = torch.ones_like(found.equality, dtype=torch.bool)
+        q, n = inequalities, found.stationarity.shape[1]
+        rows = torch.cat([always, marked[:, :q]], 1)
+        if marked.shape[1] == q:
+            none = torch.zeros_like(found.stationarity, dtype=torch.bool)
+            return cls(rows, none, none)
+        lower, upper = marked[:, q : q + n], marked[:, q + n :]
+        return cls(rows, lower, upper & ~lower)
+
+    def matrix(self, at: Evaluation) -> Tensor:
+        """[[H, A'], [A, 0]] of free variables and active rows, shape (batch, n + r, n + r).
+
+        The rest of it is the identity.
+        """
+        n, r = at.hessian.shape[1], at.rows.shape[1]
+        kept = torch.cat([self.free, self.rows], 1).to(at.hessian)
+        out = at.hessian.new_zeros(len(kept), n + r, n + r)
+        out[:, :n, :n] = at.hessian
+        out[:, n:, :n] = at.rows
+        out[:, :n, n:] = at.rows.mT
+        out *= kept[:, :, None] * kept[:, None]
+        out.diagonal(dim1=1, dim2=2).add_(1 - kept)
+        return out
+
+
+def weakly_active(found: Violations) -> Tensor:
+    """Elements with a constraint that is active with a zero multiplier, bool, shape (batch,)."""
+    return (torch.maximum(found.slack.abs(), found.multiplier.abs()) <= WEAK).any(1)
+
+
+def solve_symmetric(matrix: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Solve for every element, whether or not its matrix is singular.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (batch, m, m)
+    rhs : Tensor, shape (batch, m, columns)
+
+    Returns
+    -------
+    solution : Tensor, shape (batch, m, columns)
+        Of least norm where there are many, the least-squares one where there is none.
+    residual : Tensor, shape (batch, columns)
+        Largest error, relative to the right-hand side.
+    singular : Tensor of bool, shape (batch,)
+    """
+    unit = rhs.abs().amax(1, keepdim=True)
+    scaled = rhs / torch.where(unit > 0, unit, 1.0)
+    factors = Factors.of(matrix.clone())
+    w = factors.solve(scaled)
+    correction = factors.solve(scaled - matrix @ w)
+    w = torch.where(torch.isfinite(correction), w + correction, w)
+    residual = (scaled - matrix @ w).abs().amax(1)
+    pivots = factors.factors.diagonal(dim1=1, dim2=2).abs()
+    singular = ~(pivots.amin(1) > _PIVOT * pivots.amax(1)) | ~(residual <= FACTORED).all(1)
+    at = torch.where(singular)[0]
+    if len(at):
+        least = least_norm(matrix[at], scaled[at])
+        found = (matrix[at] @ least - scaled[at]).abs().amax(1)
+        # One that solves the system is kept, whatever its norm, if the other one does not.
+        kept = (residual[at] <= _SOLVED) & (found > residual[at].clamp(min=FACTORED))
+        w = w.index_copy(0, at, torch.where(kept[:, None], w[at], least))
+        residual = residual.index_copy(0, at, torch.where(kept, residual[at], found))
+    return w * unit, residual, singular

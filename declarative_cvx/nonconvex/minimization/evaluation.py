@@ -1,0 +1,249 @@
+"""Values and derivatives of a batch of nonlinear programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from declarative_cvx.errors import SpecificationError
+from declarative_cvx.nonconvex.minimization.program import Function, NonlinearProgram, Parameters
+
+# Entries of Jacobians from which rows are pulled back one by one, if there are large parameters:
+# the copies of these that batched passes make then cost more than they save (measured).
+_TOGETHER = 40_000
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """Tensors that belong together, the batch the first dimension of each."""
+
+    def select(self, index: Tensor) -> Self:
+        """The elements named by an index tensor."""
+        return self._map(lambda value: value[index])
+
+    def put(self, index: Tensor, part: Self) -> Self:
+        """This record with the elements named by an index tensor taken from another one."""
+        return self._map(lambda value, new: value.index_copy(0, index, new), part)
+
+    def where(self, mask: Tensor, other: Self) -> Self:
+        """This record where mask, of shape (batch,), holds; the other one elsewhere."""
+
+        def choose(mine: Tensor, others: Tensor) -> Tensor:
+            return torch.where(mask.view(-1, *[1] * (mine.dim() - 1)), mine, others)
+
+        return self._map(choose, other)
+
+    def _map(self, function: Callable[..., Tensor], *others: Self) -> Self:
+        """Apply a function field by field, also to the records among the fields."""
+        found: dict[str, Any] = {}
+        for name in self.__dataclass_fields__:
+            mine, theirs = getattr(self, name), [getattr(other, name) for other in others]
+            inner = isinstance(mine, Record)
+            found[name] = mine._map(function, *theirs) if inner else function(mine, *theirs)
+        return replace(self, **found)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation(Record):
+    """A program at a point: row 0 is the objective, then the equalities, then the inequalities.
+
+    Attributes
+    ----------
+    values : Tensor, shape (batch, 1 + k + l)
+    jacobian : Tensor, shape (batch, 1 + k + l, n)
+    hessian : Tensor, shape (batch, n, n)
+        Of the rows' sum, weighted as asked for; (batch, 0, 0) if it was not.
+    """
+
+    values: Tensor
+    jacobian: Tensor
+    hessian: Tensor
+
+    @property
+    def objective(self) -> Tensor:
+        return self.values[:, 0]
+
+    @property
+    def gradient(self) -> Tensor:
+        return self.jacobian[:, 0]
+
+    @property
+    def constraints(self) -> Tensor:
+        return self.values[:, 1:]
+
+    @property
+    def rows(self) -> Tensor:
+        """Jacobian of the constraints, shape (batch, k + l, n)."""
+        return self.jacobian[:, 1:]
+
+    @property
+    def finite(self) -> Tensor:
+        """Whether every number of an element is finite, bool, shape (batch,)."""
+        return (
+            torch.isfinite(self.values).all(1)
+            & torch.isfinite(self.jacobian).all((1, 2))
+            & torch.isfinite(self.hessian).all((1, 2))
+        )
+
+
+def equality_count(program: NonlinearProgram) -> int:
+    """Number of equalities, by evaluating one element's."""
+    return 0 if program.equality is None else _shape(program, program.equality)[0]
+
+
+def check_functions(program: NonlinearProgram) -> None:
+    """Refuse functions that return something of the wrong shape."""
+    shape = _shape(program, program.objective)
+    if shape:
+        raise SpecificationError(
+            f"the objective returns a tensor of shape {shape}, but a number, of shape (), is "
+            "expected: sum or average it."
+        )
+    for name in ("equality", "inequality"):
+        function = getattr(program, name)
+        if function is not None and len(shape := _shape(program, function)) != 1:
+            raise SpecificationError(
+                f"the {name} function returns a tensor of shape {shape}, but a vector, of shape "
+                "(k,), is expected: flatten or stack it."
+            )
+
+
+def _shape(program: NonlinearProgram, function: Function) -> tuple[int, ...]:
+    tensors = (*program.parameters, program.lower, program.upper)
+    device = next((t.device for t in tensors if t is not None), torch.device("cpu"))
+    x = torch.zeros(program.variables, dtype=torch.float64, device=device)
+    with torch.no_grad():
+        return tuple(function(x, tuple(v[0].detach() for v in program.parameters)).shape)
+
+
+def row_values(program: NonlinearProgram, x: Tensor, parameters: Parameters) -> Tensor:
+    """Objective and constraints, by differentiable operations, shape (batch, 1 + k + l).
+
+    Parameters
+    ----------
+    program : NonlinearProgram
+        For its functions.
+    x : Tensor, shape (batch, n)
+    parameters : tuple of Tensor
+        Each (batch or 1, ...).
+    """
+    shared = len(x) > 1
+    dims = tuple(None if shared and len(value) == 1 else 0 for value in parameters)
+    values = tuple(v[0] if d is None else v for v, d in zip(parameters, dims, strict=True))
+    functions = [program.objective, program.equality, program.inequality]
+
+    def all_of_one(x: Tensor, p: Parameters) -> tuple[Tensor, ...]:
+        return tuple(function(x, p) for function in functions if function is not None)
+
+    first, *rest = torch.func.vmap(all_of_one, (0, dims))(x, values)
+    return torch.cat([first[:, None], *rest], 1) if rest else first[:, None]
+
+
+def values(program: NonlinearProgram, x: Tensor) -> Tensor:
+    """Objective and constraints at x, shape (batch, 1 + k + l)."""
+    with torch.no_grad():
+        return row_values(program, x, program.parameters)
+
+
+def evaluate(
+    program: NonlinearProgram,
+    x: Tensor,  # (batch, n)
+    weights: Tensor | None = None,  # (batch, 1 + k + l), or of the first rows
+) -> Evaluation:
+    """Values, Jacobian and, for given weights of the rows, the Hessian of their sum.
+
+    One pass forward and batched passes backward: reverse over reverse mode costs a third of
+    forward over reverse mode through nested transforms, whose bookkeeping dominates small
+    problems, and no more where arithmetic dominates.
+    """
+    with graph():
+        x = x.detach().clone().requires_grad_()
+        rows = row_values(program, x, tuple(v.detach() for v in program.parameters))
+        second = weights is not None
+        heavy = _has_large_parameters(program)
+        jacobian = _jacobian(rows, x, second, heavy)
+        if weights is None:
+            hessian = x.new_zeros(len(x), 0, 0)
+        else:
+            gradient = mix(weights, jacobian[:, : weights.shape[1]])
+            hessian = _jacobian(gradient, x, False, heavy).detach()
+    return Evaluation(rows.detach(), jacobian.detach(), hessian)
+
+
+def mix(weights: Tensor, rows: Tensor) -> Tensor:
+    """Weighted sums of rows: (batch, r) and (batch, r, n) to (batch, n)."""
+    return torch.bmm(weights[:, None], rows)[:, 0]
+
+
+def along(rows: Tensor, x: Tensor) -> Tensor:
+    """Products of rows and x: (batch, r, n) and (batch, n) to (batch, r)."""
+    return torch.bmm(rows, x[:, :, None])[:, :, 0]
+
+
+@contextmanager
+def graph() -> Iterator[None]:
+    """Context in which derivatives can be taken, whatever surrounds it."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def _has_large_parameters(program: NonlinearProgram) -> bool:
+    """Whether elements have parameters of their own that are much larger than x."""
+    own = (value[0].numel() for value in program.parameters if len(value) > 1)
+    return max(own, default=0) > 4 * program.variables
+
+
+def _jacobian(rows: Tensor, x: Tensor, create_graph: bool, heavy: bool) -> Tensor:
+    """Derivatives of rows (batch, m) by x (batch, n), element by element: (batch, m, n)."""
+    (batch, m), n = rows.shape, x.shape[1]
+    if not rows.requires_grad:
+        return x.new_zeros(batch, m, n)
+    if m == 1:
+        (found,) = torch.autograd.grad(
+            rows.sum(), x, create_graph=create_graph, materialize_grads=True, allow_unused=True
+        )
+        return found[:, None]
+    unit = torch.eye(m, dtype=rows.dtype, device=rows.device)[:, None].expand(m, batch, m)
+    together = not heavy or m * n * batch <= _TOGETHER
+
+    def pull(cotangent: Tensor) -> Tensor:
+        return torch.autograd.grad(
+            rows,
+            x,
+            cotangent,
+            is_grads_batched=together,
+            retain_graph=True,
+            create_graph=create_graph,
+            materialize_grads=True,
+            allow_unused=True,
+        )[0]
+
+    found = pull(unit) if together else torch.stack([pull(row) for row in unit])
+    return found.movedim(0, 1)
+
+
+def hessian_product(
+    program: NonlinearProgram,
+    x: Tensor,  # (batch, n)
+    multipliers: Tensor,  # (batch, k + l)
+) -> Callable[[Tensor], Tensor]:
+    """The map from v, (batch, n), to the Hessian of the Lagrangian times v."""
+    with graph():
+        x = x.detach().clone().requires_grad_()
+        rows = row_values(program, x, tuple(v.detach() for v in program.parameters))
+        total = rows[:, 0].sum() + (rows[:, 1:] * multipliers).sum()
+        gradient = torch.autograd.grad(total, x, create_graph=True, materialize_grads=True)[0]
+
+    def product(v: Tensor) -> Tensor:
+        if not gradient.requires_grad:
+            return torch.zeros_like(v)
+        return torch.autograd.grad(
+            gradient, x, v, retain_graph=True, materialize_grads=True, allow_unused=True
+        )[0]
+
+    return product

@@ -1,0 +1,297 @@
+"""Minimise, polish, verify, and keep the best of several starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from declarative_cvx.nonconvex.minimization.active_set import ActiveSet, weakly_active
+from declarative_cvx.nonconvex.minimization.conjugate_gradients import is_large
+from declarative_cvx.nonconvex.minimization.curvature import descent_directions, downhill
+from declarative_cvx.nonconvex.minimization.evaluation import Record, equality_count, values
+from declarative_cvx.nonconvex.minimization.infeasibility import (
+    excess_of,
+    infeasibility_slope,
+    less_violated,
+)
+from declarative_cvx.nonconvex.minimization.kkt_residual import KKTPoint, KKTResiduals
+from declarative_cvx.nonconvex.minimization.minimizer import Minimizer, bounds
+from declarative_cvx.nonconvex.minimization.multipliers import with_multipliers
+from declarative_cvx.nonconvex.minimization.polish import (
+    ACCEPTED,
+    Box,
+    Candidate,
+    look,
+    polish,
+    polish_without_hessian,
+)
+from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
+from declarative_cvx.status import Status
+
+# Residual of a start that Newton's method is tried from at once, and how far that may then lead.
+_WARM, _NEAR = 1e-2, 0.1
+# Violation, and slope of the violation, both relative, of a point that shows infeasibility.
+_VIOLATED, _FLAT = 1e-6, 1e-4
+# Times that a saddle point is left.
+_ESCAPES = 4
+# By how much, relatively, another start has to be better for the branch to be left.
+_BETTER = 1e-7
+
+
+@dataclass(frozen=True, eq=False)
+class LocalMinimum(Record):
+    """A verified point of every element.
+
+    Attributes
+    ----------
+    point : KKTPoint
+    active : ActiveSet
+    value : Tensor, shape (batch,)
+        Of the objective.
+    residuals : KKTResiduals
+    status, iterations : Tensor of int64, shape (batch,)
+    weak : Tensor of bool, shape (batch,)
+        Whether a constraint is active with a zero multiplier.
+    """
+
+    point: KKTPoint
+    active: ActiveSet
+    value: Tensor
+    residuals: KKTResiduals
+    status: Tensor
+    iterations: Tensor
+    weak: Tensor
+
+
+def local_minima(program: NonlinearProgram, start: Tensor, minimizer: Minimizer) -> LocalMinimum:
+    """The best of the minima that are reached from the starts, shape (starts, batch, n).
+
+    The first start's is kept unless another one is better by more than rounding; among elements
+    without a verified answer it is the one with the smallest residual.
+    """
+    starts, batch, _ = start.shape
+    index = torch.arange(batch, device=start.device).repeat(starts)
+    repeated = program if starts == 1 else program.select(index)
+    with torch.no_grad():
+        found = _minimise(repeated, start.flatten(0, 1), minimizer)
+        if starts == 1:
+            return found
+        chosen = _choose(found, starts, batch) * batch + index[:batch]
+        total = found.iterations.unflatten(0, (starts, batch)).sum(0)
+        return replace(found.select(chosen), iterations=total)
+
+
+def _choose(found: LocalMinimum, starts: int, batch: int) -> Tensor:
+    """Which start each element's answer is taken from, shape (batch,)."""
+    value, residual = found.value, found.residuals.worst
+    solved = found.status == int(Status.OPTIMAL)
+    unbounded = found.status == int(Status.UNBOUNDED)
+    value = torch.where(unbounded, -torch.inf, torch.where(solved, value, torch.inf))
+    value, residual = (v.unflatten(0, (starts, batch)) for v in (value, residual))
+    best = value.amin(0)
+    limit = torch.where(torch.isfinite(best), best + _BETTER * (1 + best.abs()), best)
+    first = (value <= limit).int().argmax(0)
+    return torch.where(torch.isposinf(best), residual.argmin(0), first)
+
+
+def _minimise(program: NonlinearProgram, start: Tensor, minimizer: Minimizer) -> LocalMinimum:
+    """From one start; what fails is tried again in other ways."""
+    found = _descend(program, start, minimizer)
+    for other in minimizer.alternatives():
+        final = (found.status == int(Status.OPTIMAL)) | (found.status == int(Status.UNBOUNDED))
+        failed = torch.where(~final)[0]
+        if not len(failed):
+            break
+        old, new = found.select(failed), _descend(program.select(failed), start[failed], other)
+        total = old.iterations + new.iterations
+        solved = (new.status == int(Status.OPTIMAL)) | (new.status == int(Status.UNBOUNDED))
+        found = found.put(failed, replace(new.where(solved, old), iterations=total))
+    return found
+
+
+def _descend(program: NonlinearProgram, start: Tensor, minimizer: Minimizer) -> LocalMinimum:
+    """From one start; saddle points are left in a direction of negative curvature."""
+    found, elements, directions = _one_round(program, start, minimizer)
+    for _ in range(_ESCAPES):
+        if not len(elements):
+            return found
+        part, old = program.select(elements), found.select(elements)
+        fresh = _lower_side(part, old.point.x, directions)
+        new, again, directions = _one_round(part, fresh, minimizer)
+        better = _is_better(new, old)
+        # A saddle point that could not be left is no answer.
+        saddle = torch.where(old.status == int(Status.OPTIMAL), int(Status.INACCURATE), old.status)
+        merged = new.where(better, replace(old, status=saddle))
+        merged = replace(merged, iterations=old.iterations + new.iterations)
+        found = found.put(elements, merged)
+        left = better[again]
+        elements, directions = elements[again[left]], directions[left]
+    at = torch.full_like(found.status[elements], int(Status.INACCURATE))
+    return replace(found, status=found.status.index_copy(0, elements, at))
+
+
+def _is_better(new: LocalMinimum, old: LocalMinimum) -> Tensor:
+    """Lower and not less feasible, or feasible where the other one was not, bool, (batch,)."""
+    infeasible = old.status == int(Status.INFEASIBLE)
+    solved = (new.status == int(Status.OPTIMAL)) | (new.status == int(Status.UNBOUNDED))
+    less_violated = new.residuals.primal < 0.9 * old.residuals.primal
+    lower = (new.value < old.value) | (new.status == int(Status.UNBOUNDED))
+    feasible = new.residuals.primal <= old.residuals.primal.clamp(min=ACCEPTED)
+    return torch.where(infeasible, solved | less_violated, lower & feasible)
+
+
+def _lower_side(program: NonlinearProgram, x: Tensor, direction: Tensor) -> Tensor:
+    """A point away from a saddle, on the side where the objective is lower."""
+    size = (1 + x.abs()).amin(1, keepdim=True) / direction.abs().amax(1, keepdim=True)
+    sides = [x + sign * 0.1 * size * direction for sign in (1, -1)]
+    lower, upper = bounds(program, x)
+    sides = [torch.minimum(torch.maximum(side, lower), upper) for side in sides]
+    first, second = (values(program, side)[:, 0] for side in sides)
+    return torch.where((second < first)[:, None], sides[1], sides[0])
+
+
+def _one_round(
+    program: NonlinearProgram, start: Tensor, minimizer: Minimizer
+) -> tuple[LocalMinimum, Tensor, Tensor]:
+    """Minimise, polish, verify; elements at saddle points, and directions that lead down."""
+    equalities = equality_count(program)
+    box = None
+    if program.lower is not None or program.upper is not None:
+        box = Box(*bounds(program, start))
+    if is_large(program):
+        answer = minimizer.solve(program, start)
+        best = polish_without_hessian(program, answer.x, box)
+        elements, directions = downhill(program, best)
+        said, iterations = answer.status, answer.iterations
+    else:
+        best, said, iterations = _stationary_point(program, start, minimizer, box, equalities)
+        elements, directions = descent_directions(best.at, best.point.x, best.found, equalities)
+    pull = _pull(best, said, equalities)
+    status = _verify(best, said, box, equalities, pull)
+    solved = status[elements] == int(Status.OPTIMAL)
+    elements, directions = elements[solved], directions[solved]
+    stuck = torch.where(status == int(Status.INFEASIBLE))[0]
+    if len(stuck):
+        more, ways = _towards_feasibility(program, best, box, equalities, pull, stuck)
+        elements, directions = torch.cat([elements, more]), torch.cat([directions, ways])
+    return _assemble(best, status, iterations, equalities), elements, directions
+
+
+def _stationary_point(
+    program: NonlinearProgram,
+    start: Tensor,
+    minimizer: Minimizer,
+    box: Box | None,
+    equalities: int,
+) -> tuple[Candidate, Tensor, Tensor]:
+    """A polished point, the minimiser's status, its iterations; none where the start was enough."""
+    best, warm = _from_start(program, start, box, equalities)
+    said = torch.full_like(warm, int(Status.OPTIMAL), dtype=torch.long)
+    iterations = torch.zeros_like(said)
+    cold = torch.where(~warm)[0]
+    if not len(cold):
+        return best, said, iterations
+    part = program if len(cold) == len(start) else program.select(cold)
+    answer = minimizer.solve(part, start[cold])
+    side = None if box is None else box.select(cold)
+    y = torch.cat([answer.equality, answer.inequality], 1)
+    given = KKTPoint(answer.x, y, answer.lower, answer.upper)
+    unknown = torch.isnan(torch.cat([y, answer.lower, answer.upper], 1)).any(1)
+    if bool(unknown.any()):
+        given = with_multipliers(part, answer.x, side, equalities).where(unknown, given)
+    found = polish(part, given, side, equalities)
+    if len(cold) == len(start):
+        return found, answer.status, answer.iterations
+    said, iterations = (
+        v.index_copy(0, cold, w)
+        for v, w in ((said, answer.status), (iterations, answer.iterations))
+    )
+    return best.put(cold, found), said, iterations
+
+
+def _from_start(
+    program: NonlinearProgram, start: Tensor, box: Box | None, equalities: int
+) -> tuple[Candidate, Tensor]:
+    """Newton's method from the start, and where it stays near it and ends at a minimum.
+
+    A start that is nearly a minimum so keeps its branch, whatever path a minimiser would take.
+    """
+    x = start if box is None else torch.minimum(torch.maximum(start, box.lower), box.upper)
+    first = look(program, with_multipliers(program, x, box, equalities), box, equalities)
+    warm = first.worst <= _WARM
+    near = torch.where(warm)[0]
+    if not len(near):
+        return first, warm
+    part = program if len(near) == len(x) else program.select(near)
+    side = None if box is None else box.select(near)
+    found = polish(part, first.point.select(near), side, equalities)
+    move = (found.point.x - x[near]).abs() / (1 + x[near].abs())
+    good = (found.worst <= ACCEPTED) & (move <= _NEAR).all(1)
+    saddles = descent_directions(found.at, found.point.x, found.found, equalities)[0]
+    good = good.index_fill(0, saddles, False)
+    return first.put(near, found), warm.index_copy(0, near, good)
+
+
+def _towards_feasibility(
+    program: NonlinearProgram,
+    best: Candidate,
+    box: Box | None,
+    equalities: int,
+    pull: Tensor,
+    stuck: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Those of the stuck elements whose violation is no minimum, and ways to make it smaller."""
+    x = best.point.x[stuck]
+    inside = torch.ones_like(x)
+    if box is not None:
+        size = 1e-7 * (1 + x.abs())
+        inside = ((x - box.lower[stuck] > size) & (box.upper[stuck] - x > size)).to(x)
+    excess = excess_of(best.at, equalities)[stuck]
+    part, at = program.select(stuck), best.at.select(stuck)
+    negative, ways = less_violated(part, x, at, pull[stuck], excess, inside)
+    return stuck[negative], ways[negative]
+
+
+def _assemble(best: Candidate, status: Tensor, iterations: Tensor, equalities: int) -> LocalMinimum:
+    active = ActiveSet.of(best.found, best.point.y.shape[1] - equalities)
+    point = replace(
+        best.point,
+        y=torch.where(active.rows, best.point.y, 0.0),
+        lower=torch.where(active.lower, best.point.lower, 0.0),
+        upper=torch.where(active.upper, best.point.upper, 0.0),
+    )
+    return LocalMinimum(
+        point, active, best.at.objective, best.found.residuals, status, iterations,
+        weakly_active(best.found),
+    )  # fmt: skip
+
+
+def _pull(best: Candidate, said: Tensor, equalities: int) -> Tensor:
+    """Weighted violations: those of the minimiser's multipliers where it found no feasible point.
+
+    Whatever the (positive) weights, a stationary point of the weighted violation shows that no
+    constraint can be satisfied better without another one getting worse.
+    """
+    excess = excess_of(best.at, equalities)
+    weighted = torch.where(best.point.y * excess > 0, best.point.y, 0.0)
+    return torch.where((said == int(Status.INFEASIBLE))[:, None], weighted, excess)
+
+
+def _verify(
+    best: Candidate, said: Tensor, box: Box | None, equalities: int, pull: Tensor
+) -> Tensor:
+    """Statuses by the numbers; the minimiser's word counts only for why it stopped."""
+    residuals, x = best.found.residuals, best.point.x
+    excess = excess_of(best.at, equalities)
+    infinite = torch.full_like(x, torch.inf)
+    lower, upper = (-infinite, infinite) if box is None else (box.lower, box.upper)
+    flat = infeasibility_slope(pull, excess, best.at.rows, x, lower, upper) <= _FLAT
+    failed = (said == int(Status.ITERATION_LIMIT)) | (said == int(Status.NUMERICAL_ERROR))
+    status = torch.where(failed, said, int(Status.INACCURATE))
+    unbounded = (said == int(Status.UNBOUNDED)) & (residuals.primal <= _VIOLATED)
+    status = torch.where(unbounded, int(Status.UNBOUNDED), status)
+    infeasible = (residuals.primal > _VIOLATED) & flat
+    status = torch.where(infeasible, int(Status.INFEASIBLE), status)
+    return torch.where(residuals.worst <= ACCEPTED, int(Status.OPTIMAL), status)

@@ -1,0 +1,1 @@
+"""From CVXPY problems to functions in torch."""

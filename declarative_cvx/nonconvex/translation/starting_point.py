@@ -1,0 +1,170 @@
+"""Points to start the solution of nonlinear programs from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+import torch
+from torch import Tensor
+
+from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
+from declarative_cvx.nonconvex.translation.domains import DEFINITE
+from declarative_cvx.nonconvex.translation.expression import Values, translate_expression
+from declarative_cvx.nonconvex.translation.layout import Layout
+from declarative_cvx.nonconvex.translation.over_batch import over_batch
+from declarative_cvx.nonconvex.translation.smoothing import Auxiliary, Restriction
+
+
+class StartingPoint:
+    """Starting values of the vector that a layout describes.
+
+    Parameters
+    ----------
+    layout : Layout
+    unknowns : sequence of cvxpy.Variable
+        The problem's own variables.
+    restrictions : sequence of Restriction
+    auxiliaries : sequence of Auxiliary
+    values : callable
+        From one vector and one element's parameters to the values of all leaves.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        unknowns: Sequence[cp.Variable],
+        restrictions: Sequence[Restriction],
+        auxiliaries: Sequence[Auxiliary],
+        values: Callable[[Tensor, tuple[Tensor, ...]], Values],
+    ) -> None:
+        self._layout = layout
+        self._unknowns = tuple(unknowns)
+        self._restrictions = [(r, _mask(r)) for r in restrictions]
+        self._auxiliaries = [
+            (a, translate_expression(a.start, "a starting value")) for a in auxiliaries
+        ]
+        self._values = values
+
+    def of(
+        self,
+        program: NonlinearProgram,
+        given: Mapping[int, Tensor],
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Starting points, (batch, n); arguments as for `NonlinearForm.start`."""
+        assert program.lower is not None
+        assert program.upper is not None
+        x = _middle(program.lower, program.upper).expand(program.batch, -1).clone()
+        shift = torch.zeros_like(x[0])
+        for variable in self._unknowns:
+            at = self._layout.slices[variable.id]
+            value = _first_value(variable, program.batch, given, generator)
+            if value is None:
+                shift[at] = _spread(shift[at].shape[0]).to(x)
+            else:
+                x[:, at] = over_batch(self._reducer(variable), [value.to(x)], program.batch)
+        first = self._repaired(program, x)
+        usable = over_batch(_finite(program), [first, *program.parameters], program.batch)
+        if usable.all():
+            return first
+        return torch.where(usable[:, None], first, self._repaired(program, x + shift))
+
+    def _repaired(self, program: NonlinearProgram, x: Tensor) -> Tensor:
+        assert program.lower is not None
+        assert program.upper is not None
+        arguments = [x, program.lower, program.upper, *program.parameters]
+        return over_batch(self._repair, arguments, program.batch)
+
+    def _reducer(self, variable: cp.Variable) -> Callable[[Tensor], Tensor]:
+        return lambda value: self._layout.reduce(variable, value)
+
+    def _repair(self, x: Tensor, lower: Tensor, upper: Tensor, *parameters: Tensor) -> Tensor:
+        """Move a point into domains and bounds, then put auxiliary variables where they belong."""
+        for restriction, mask in self._restrictions:
+            value = self._layout.values(x)[restriction.variable.id]
+            repaired = restriction.domain.repair(value)
+            if mask is not None:
+                repaired = torch.where(torch.as_tensor(mask, device=x.device), repaired, value)
+            x = self._put(x, restriction.variable, repaired)
+        x = torch.clamp(x, lower, upper)
+        for auxiliary, start in self._auxiliaries:
+            value = auxiliary.repair(start(self._values(x, parameters)))
+            x = torch.clamp(self._put(x, auxiliary.variable, value), lower, upper)
+        return x
+
+    def _put(self, x: Tensor, variable: cp.Variable, value: Tensor) -> Tensor:
+        at = self._layout.slices[variable.id]
+        return torch.cat([x[: at.start], self._layout.reduce(variable, value), x[at.stop :]])
+
+
+def _finite(program: NonlinearProgram) -> Callable[..., Tensor]:
+    """Whether all functions of one element are finite, and their derivatives in a direction."""
+    functions = [f for f in (program.objective, program.equality, program.inequality) if f]
+
+    def finite(x: Tensor, *p: Tensor) -> Tensor:
+        def rows(x: Tensor) -> Tensor:
+            return torch.cat([f(x, p).reshape(-1) for f in functions])
+
+        found = torch.func.jvp(rows, (x,), (1 + _spread(len(x)).to(x),))
+        return torch.cat(found).isfinite().all()
+
+    return finite
+
+
+def _spread(count: int) -> Tensor:
+    """Different numbers between 0.5 and 1, by multiples of the golden ratio."""
+    return 0.5 + torch.arange(1, count + 1, dtype=torch.float64) * (math.sqrt(5) - 1) / 2 % 1 / 2
+
+
+def _mask(restriction: Restriction) -> np.ndarray | None:
+    """Which entries are restricted; None for all of a matrix."""
+    if restriction.domain is DEFINITE:
+        return None
+    mask = np.zeros(restriction.variable.size, dtype=bool)
+    mask[restriction.entries] = True
+    return mask.reshape(restriction.variable.shape)
+
+
+def _middle(lower: Tensor, upper: Tensor) -> Tensor:
+    """The middle of two bounds, 1 from a single one, and 0 without any."""
+    one_sided = torch.where(
+        lower.isfinite(), lower + 1, torch.where(upper.isfinite(), upper - 1, 0.0)
+    )
+    return torch.where(lower.isfinite() & upper.isfinite(), (lower + upper) / 2, one_sided)
+
+
+def _first_value(
+    variable: cp.Variable,
+    batch: int,
+    given: Mapping[int, Tensor],
+    generator: torch.Generator | None,
+) -> Tensor | None:
+    if variable.id in given:
+        return given[variable.id]
+    if generator is not None:
+        limits = _limits(variable)
+        if limits is not None:
+            low, high = (torch.as_tensor(_dense(end)) for end in limits)
+            shape = (batch, *variable.shape)
+            return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+    value = variable.value
+    if value is None and (variable.attributes["PSD"] or variable.attributes["NSD"]):
+        value = np.eye(variable.shape[-1]) * (1 if variable.attributes["PSD"] else -1)
+    return None if value is None else torch.as_tensor(_dense(value))[None]
+
+
+def _limits(variable: cp.Variable) -> Sequence[Any] | None:
+    """Between which values a variable is drawn at random; None if it is not."""
+    if variable.sample_bounds is not None:
+        return variable.sample_bounds
+    limits = variable.get_bounds()
+    finite = all(np.all(np.isfinite(_dense(end))) for end in limits)
+    return limits if variable.value is None and finite else None
+
+
+def _dense(value: Any) -> np.ndarray:
+    return np.array(value.toarray() if hasattr(value, "toarray") else value, dtype=float)
