@@ -100,14 +100,14 @@ def _step(penalty: Penalty, points: Tensor, weight: Tensor, u: Tensor) -> tuple[
     newton : Tensor of bool, shape (batch,)
     """
     offsets = u.unsqueeze(-2) - points
-    pull, _, matrix = hessian(penalty, offsets, weight)
+    pull, distance, _, matrix = hessian(penalty, offsets, weight)
     gradient = (pull.unsqueeze(-2) @ offsets).mT
     total = pull.sum(-1)[:, None, None].clamp(min=torch.finfo(u.dtype).tiny)
     factor, failed = torch.linalg.cholesky_ex(matrix)
     eye = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
     factor = torch.where((failed != 0)[:, None, None], eye, factor)
     steps = -torch.cat([gradient / total, torch.cholesky_solve(gradient, factor)], dim=-1)
-    square = offsets.square().sum(-1, keepdim=True) + 2 * offsets @ steps
+    square = distance.square().unsqueeze(-1) + 2 * offsets @ steps
     distance = (square + steps.square().sum(-2, keepdim=True)).clamp(min=0).sqrt()
     safe, bold = (penalty.rho(distance) * weight.unsqueeze(-1)).sum(-2).unbind(-1)
     newton = (failed == 0) & (bold <= safe * (1 + 64 * torch.finfo(u.dtype).eps))
@@ -125,7 +125,7 @@ def hessian(
     penalty: Penalty,
     offsets: Tensor,  # (..., n, d)
     weights: Tensor | None,  # (..., n)
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Hessian of the sum of penalties at an argument with these offsets from the points.
 
     That of one point is `pull` times the identity and `stretch` times the outer product of its
@@ -133,7 +133,7 @@ def hessian(
 
     Returns
     -------
-    pull, stretch : Tensor, shape (..., n)
+    pull, distance, stretch : Tensor, shape (..., n)
     matrix : Tensor, shape (..., d, d)
     """
     distance = norm(offsets)
@@ -146,4 +146,4 @@ def hessian(
     total = pull.sum(-1) * (1 + 4 * torch.finfo(offsets.dtype).eps)
     eye = torch.eye(offsets.shape[-1], dtype=offsets.dtype, device=offsets.device)
     matrix = total[..., None, None] * eye + (stretch.unsqueeze(-1) * offsets).mT @ offsets
-    return pull, stretch, matrix
+    return pull, distance, stretch, matrix

@@ -38,16 +38,16 @@ class VectorPool:
         needs: Needs,
     ) -> Gradients:
         offsets = (y.unsqueeze(-2) - x) / alpha[..., None, None]
-        pull, stretch, matrix = hessian(self.penalty, offsets, weights)
+        pull, distance, stretch, matrix = hessian(self.penalty, offsets, weights)
         solution = torch.linalg.solve(matrix, g)
-        along = (offsets * solution.unsqueeze(-2)).sum(-1)
+        along = (offsets @ solution.unsqueeze(-1)).squeeze(-1)
         by_x = pull.unsqueeze(-1) * solution.unsqueeze(-2)
-        by_x = by_x + (stretch * along).unsqueeze(-1) * offsets
+        by_x = torch.addcmul(by_x, (stretch * along).unsqueeze(-1), offsets)
         found = [by_x] if needs[0] else []
         if needs[1]:
             found.append((by_x * offsets).sum((-1, -2)))
         if needs[2]:
-            weight = self.penalty.rho_weight(norm(offsets))
+            weight = self.penalty.rho_weight(distance)
             found.append(-alpha.unsqueeze(-1) * weight * along)
         return found
 
@@ -60,8 +60,7 @@ class VectorPool:
 
     def _quality(self, x: Tensor, alpha: Tensor, weights: Tensor | None, y: Tensor) -> Quality:
         offsets = (y.unsqueeze(-2) - x) / alpha[..., None, None]
-        distance = norm(offsets)
-        pull, _, matrix = hessian(self.penalty, offsets, weights)
+        pull, distance, _, matrix = hessian(self.penalty, offsets, weights)
         weight = torch.ones_like(distance) if weights is None else weights
         objective = (weight * self.penalty.rho(distance)).sum(-1) * alpha**self.penalty.power
         scale = weight.sum(-1) + (pull * distance).sum(-1)
