@@ -133,6 +133,8 @@ def solve_differentiably(program: ConeProgram, call: Call) -> tuple[Tensor, Tens
         1/2 x'P x + q'x at the solution. Its gradient needs no linear system (DDN eq. 10).
     """
     x, y, objective, _ = apply_function(_Solve, program.P, program.q, program.A, program.b, call)
+    if call.program is not None and not recording(program.P, program.q, program.A, program.b):
+        Scaling.forget(call.program)  # no backward pass will come
     return x, y, objective
 
 

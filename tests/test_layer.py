@@ -663,3 +663,22 @@ def test_warm_start_is_per_element(solver: str) -> None:
     # One iteration for each element is as few as there can be.
     fewest = len(points)
     assert sum(second.iterations) < max(sum(reference.iterations), fewest + 1)
+
+
+def test_nothing_is_kept_for_a_backward_pass_that_will_not_come() -> None:
+    """Of a call without gradients only the data and the answer stay, not factors of matrices."""
+    x, b = cp.Variable(4), cp.Parameter(4)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - b) + cp.norm1(x)), [cp.sum(x) <= 1])
+    layer = DeclarativeLayer(problem, [b], [x])
+    value = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plain = layer.solve(value)
+    tracked = layer.solve(value.clone().requires_grad_())
+    kept = [
+        [name for name in solution._assess.__self__.program.__dict__ if name.startswith("_")]
+        for solution in (plain, tracked)
+    ]
+    assert kept[0] == []
+    assert kept[1] == ["_scaled"]
+    assert plain.derivative.regular.tolist() == tracked.derivative.regular.tolist()
+    tracked.variables[0].sum().backward()
+    assert "_scaled" not in tracked._assess.__self__.program.__dict__
