@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from declarative_cvx.backends import Backend
 from declarative_cvx.convex import ConvexRoute
 from declarative_cvx.derivative import Derivative
-from declarative_cvx.errors import SolveError, SpecificationError
+from declarative_cvx.errors import BackendError, SolveError, SpecificationError
 from declarative_cvx.nonconvex.kernel_route import KernelRoute
 from declarative_cvx.nonconvex.minimization.minimizer import Minimizer
 from declarative_cvx.nonconvex.nonlinear_route import NonlinearRoute
@@ -66,9 +66,10 @@ class DeclarativeLayer(nn.Module):
     nonconvex : bool, optional
         False refuses a problem that is not DPP (DGP).
     restarts : int, optional
-        For problems that are not convex: so many random starts besides `Variable.value`, drawn
-        from the variables' sample bounds or bounds, always the same ones. The best minimum of
-        each element is kept.
+        For problems that are not convex: so many random starts besides `Variable.value`, always
+        the same ones, drawn for the variables that have sample bounds, or bounds and no value.
+        The best minimum of each element is kept. Where the minimum is global anyway (convex
+        problems, pooling of numbers, projections) there is nothing for them to find.
 
     Attributes
     ----------
@@ -113,6 +114,8 @@ class DeclarativeLayer(nn.Module):
         super().__init__()
         _check_problem(problem, parameters, variables)
         _require_choice("on_failure", on_failure, ("raise", "nan"))
+        if not isinstance(restarts, int) or restarts < 0:
+            raise SpecificationError(f"restarts must be an integer from 0 on, got {restarts!r}.")
         _require_choice("on_irregular", on_irregular, ("warn", "ignore", "raise"))
         self.spec = classify(problem, gp)
         self.on_failure = on_failure
@@ -123,9 +126,11 @@ class DeclarativeLayer(nn.Module):
         self._route: Route
         automatic = solver == derivative == "auto" and not options
         primal = {variable.id for variable in problem.variables()}
-        if self.spec.pattern and automatic and primal >= {v.id for v in variables}:
+        allowed = nonconvex or self.spec.is_convex
+        kernel = self.spec.pattern if automatic and allowed else None
+        if kernel is not None and primal >= {v.id for v in variables}:
             self._route = KernelRoute(
-                problem, self.spec.pattern, parameters, variables, on_irregular
+                problem, kernel, parameters, variables, on_irregular, restarts
             )
         elif self.spec.is_convex or not nonconvex or gp:
             require_convex(self.spec, gp)
@@ -143,6 +148,11 @@ class DeclarativeLayer(nn.Module):
             )
         else:
             require_smooth(self.spec)
+            if derivative != "auto":
+                raise BackendError(
+                    f"derivative={derivative!r} is for convex problems (DPP); for others there is "
+                    'one, that of the optimality conditions: leave derivative="auto".'
+                )
             self._route = NonlinearRoute(
                 problem,
                 parameters,

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from declarative_cvx.errors import ParameterError
 from declarative_cvx.parameters import Arguments
 from declarative_cvx.solution import Solution
 
@@ -40,6 +41,19 @@ class Route(ABC):
         Solution
             Differentiable in the parameters.
         """
+
+
+def batch_of(arguments: Arguments) -> int:
+    """Number of elements of a call, at least one: torch.func cannot map over none.
+
+    Raises
+    ------
+    ParameterError
+        If the batch is empty.
+    """
+    if arguments.batch == 0:
+        raise ParameterError("The batch is empty: a batched parameter has first dimension 0.")
+    return 1 if arguments.batch is None else arguments.batch
 
 
 def shape_output(arguments: Arguments, value: Tensor) -> Tensor:

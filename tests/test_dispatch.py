@@ -87,6 +87,8 @@ NEARLY: dict[str, Callable[[Leaves], tuple]] = {
         cp.sum(dcx.welsch(x.u - x.p, x.a)) + cp.sum(dcx.welsch(x.u - x.p, 2 * x.a)),
     ),
     "scale_for_each_point": lambda x: (cp.sum(dcx.welsch(x.u - x.p, np.arange(1.0, N + 1))),),
+    "huber_that_may_vanish": lambda x: (cp.sum(cp.huber(x.u - x.p, cp.abs(x.any))),),
+    "huber_by_a_nonnegative_parameter": lambda x: (cp.sum(cp.huber(x.u - x.p, x.w[0])),),
     "linear_term": lambda x: (cp.sum(dcx.welsch(x.u - x.p)) + x.u,),
     "squared_penalty": lambda x: (cp.sum(cp.square(dcx.welsch(x.u - x.p))),),
     "worst_penalty": lambda x: (cp.max(dcx.welsch(x.u - x.p)),),
@@ -320,3 +322,48 @@ def test_bad_values_are_refused_by_name() -> None:
     values[leaves.a] = -values[leaves.a]
     with pytest.raises(dcx.ParameterError, match=leaves.a.name()):
         layer_of(problem)(*values.values())
+
+
+def test_pools_without_weight_spoil_no_others() -> None:
+    """Any point is a minimum of such a pool, which is called irregular; the others are as alone."""
+    leaves = Leaves()
+    problem = problem_of(POOLING["multiplied_weights"](leaves))
+    layer = layer_of(problem, on_irregular="ignore")
+    by_id = dict(zip([p.id for p in problem.parameters()], values_of(problem), strict=True))
+    by_id[leaves.w.id] = torch.tensor([[0.0] * N, [1.0, -1e-9, 1.0, 0.0, 2.0, 1.0]])
+    by_id[leaves.p.id], by_id[leaves.a.id] = torch.randn(2, N).double(), torch.ones(2).double()
+    solution = layer.solve(*[by_id[p.id] for p in problem.parameters()])
+    assert bool(solution.solved.all())
+    assert solution.derivative.regular.tolist() == [False, True]
+    (alone,) = layer(*[by_id[p.id][1] for p in problem.parameters()])
+    assert float(solution.variables[0][1]) == pytest.approx(float(alone), abs=1e-14)
+
+
+def test_nonconvex_patterns_are_refused_on_request() -> None:
+    problem = problem_of(POOLING["welsch"](Leaves()))
+    with pytest.raises(dcx.SpecificationError, match="nonconvex"):
+        layer_of(problem, nonconvex=False)
+    ball = Leaves()
+    convex = problem_of(cp.sum_squares(ball.v - ball.q), cp.norm(ball.v) <= ball.r)
+    assert "projection" in repr(layer_of(convex, nonconvex=False))
+
+
+def test_empty_batches_are_refused_and_empty_tensors_pooled() -> None:
+    problem = problem_of(POOLING["welsch"](Leaves()))
+    with pytest.raises(dcx.ParameterError, match="empty"):
+        layer_of(problem)(torch.zeros(0, N, dtype=torch.float64))
+    assert dcx.RobustPool("welsch", dim=-1, keepdim=False).solve(torch.zeros(0, N)).value.shape == (
+        0,
+    )
+    assert "0 of 0" in repr(dcx.Projection().solve(torch.zeros(0, N)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_pool_gives_the_same_numbers() -> None:
+    pool = dcx.RobustPool("welsch", dim=-1)
+    x = torch.randn(3, N, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for function in (pool, torch.compile(pool, backend="eager")):
+        leaf = x.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(function(leaf).square().sum(), leaf)[0])
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-15)

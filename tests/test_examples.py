@@ -1,12 +1,10 @@
 """The examples reach what they promise."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from example_module import example_module
 
 from declarative_cvx.backends import BACKENDS, installed
 
@@ -15,17 +13,11 @@ pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 pytest.importorskip("tqdm")
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("elastic_net", EXAMPLES / "elastic_net.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with example_module("elastic_net") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

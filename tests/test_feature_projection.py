@@ -1,32 +1,26 @@
 """The experiment with projected features measures, trains and shows what it says."""
 
-import importlib.util
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from example_module import example_module
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 pytest.importorskip("tqdm")
 metrics = pytest.importorskip("sklearn.metrics")
 
-FILE = Path(__file__).resolve().parents[1] / "examples" / "feature_projection.py"
 RADII = {1: 10.0, 2: 3.0, math.inf: 1.5}
 
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location(FILE.stem, FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with example_module("feature_projection") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,18 @@
 """The network of three declared layers trains end to end and reads what a plain one cannot."""
 
-import importlib.util
 import itertools
-import sys
 from pathlib import Path
 
 import cvxpy as cp
 import pytest
 import torch
+from example_module import example_module
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 pytest.importorskip("tqdm")
 
-FILE = Path(__file__).resolve().parents[1] / "examples" / "mixed_network.py"
 PLAIN, PROJECTED, POOLED, FULL = (
     "mean, softmax",
     "+ projection",
@@ -25,12 +23,8 @@ PLAIN, PROJECTED, POOLED, FULL = (
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location(FILE.stem, FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with example_module("mixed_network") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,8 @@ def test_minimum_and_gradient(case: NonconvexProblem) -> None:
     if not case.regular:
         assert solution.derivative.regular.tolist() == [False]
         return
-    if case.name in SLOW or case.name in OTHER_SOLUTION:
+    if case.name in SLOW | OTHER_SOLUTION:
+        check_by_differences(case, solution, values)
         return
     terms = zip(weights(case), solution.variables, strict=True)
     sum((torch.tensor(np.asarray(w)) * out).sum() for w, out in terms).backward()
@@ -74,6 +75,33 @@ def test_minimum_and_gradient(case: NonconvexProblem) -> None:
     size = max(float(np.abs(v).max()) for v in expected) or 1.0
     for value, exact in zip(values, expected, strict=True):
         np.testing.assert_allclose(value.grad.numpy(), exact, rtol=0, atol=GRADIENT * size)
+
+
+def check_by_differences(
+    case: NonconvexProblem, solution: dcx.Solution, values: list[torch.Tensor]
+) -> None:
+    """Against central differences along one direction, re-solved from the solution found."""
+    problem, parameters, variables = case.build()
+    for variable, value in zip(variables, solution.variables, strict=True):
+        variable.value = value.detach().numpy()
+    layer = dcx.DeclarativeLayer(problem, parameters, variables, on_irregular="ignore")
+    generator = torch.Generator().manual_seed(0)
+    along = [torch.randn(v.shape, generator=generator, dtype=v.dtype) for v in values]
+    scales = [torch.tensor(np.asarray(w)) for w in weights(case)]
+
+    def loss(outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return torch.stack([(w * v).sum() for w, v in zip(scales, outputs, strict=True)]).sum()
+
+    def moved(step: float) -> float:
+        shifted = [v.detach() + step * d for v, d in zip(values, along, strict=True)]
+        return float(loss(layer(*shifted)))
+
+    size = 1e-4 * min(1.0, *(float(v.detach().abs().amax()) or 1.0 for v in values))
+    near, far = moved(size) - moved(-size), moved(2 * size) - moved(-2 * size)
+    expected = (8 * near - far) / (12 * size)
+    grads = torch.autograd.grad(loss(solution.variables), values, allow_unused=True)
+    found = sum(float((g * d).sum()) for g, d in zip(grads, along, strict=True) if g is not None)
+    assert found == pytest.approx(expected, rel=GRADIENT, abs=GRADIENT)
 
 
 def rosenbrock() -> tuple[cp.Problem, list[cp.Parameter], list[cp.Variable]]:
@@ -125,8 +153,34 @@ def test_a_constraint_of_parameters_only_is_checked() -> None:
     problem = cp.Problem(cp.Minimize(cp.sin(x) if hasattr(cp, "sin") else cp.nlp.sin(x)),
                          [p >= 0, x >= -2, x <= 2])  # fmt: skip
     layer = dcx.DeclarativeLayer(problem, [p], [x], on_failure="nan")
-    status = layer.solve(torch.tensor([1.0, -1.0])).status
-    assert [s.name for s in status] == ["OPTIMAL", "INFEASIBLE"]
+    p_value = torch.tensor([1.0, -1.0], dtype=torch.float64, requires_grad=True)
+    solution = layer.solve(p_value)
+    assert [s.name for s in solution.status] == ["OPTIMAL", "INFEASIBLE"]
+    assert torch.isnan(solution.variables[0]).tolist() == [False, True]
+    assert torch.isnan(solution.value).tolist() == [False, True]
+
+
+def test_bounds_that_are_parameters() -> None:
+    """One that is active moves the solution; bounds that cross leave no point."""
+    low, high = cp.Parameter(), cp.Parameter()
+    y = cp.Variable(bounds=[low, high])
+    problem = cp.Problem(cp.Minimize(cp.square(y) * cp.square(y - 1) + y))
+    layer = dcx.DeclarativeLayer(problem, [low, high], [y], on_failure="nan")
+    lows = torch.tensor([0.5, 2.0], dtype=torch.float64, requires_grad=True)
+    solution = layer.solve(lows, torch.tensor([1.5, 1.0], dtype=torch.float64))
+    assert [s.name for s in solution.status] == ["OPTIMAL", "INFEASIBLE"]
+    assert float(solution.variables[0][0]) == 0.5
+    solution.variables[0][0].backward()
+    assert lows.grad.tolist() == [1.0, 0.0]
+
+
+def test_options_that_would_do_nothing_are_refused() -> None:
+    with pytest.raises(dcx.BackendError, match="derivative"):
+        dcx.DeclarativeLayer(*rosenbrock(), derivative="diffcp")
+    with pytest.raises(dcx.SpecificationError, match="restarts"):
+        dcx.DeclarativeLayer(*rosenbrock(), restarts=-1)
+    with pytest.raises(dcx.BackendError, match=r"max_iter'.*max_iters"):
+        dcx.DeclarativeLayer(*rosenbrock(), solver_args={"max_iter": 3})
 
 
 def test_convex_problems_that_are_not_dpp_are_solved_too() -> None:

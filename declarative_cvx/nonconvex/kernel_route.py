@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +24,7 @@ from declarative_cvx.nonconvex.translation.expression import translate_expressio
 from declarative_cvx.parameters import Arguments
 from declarative_cvx.patterns import Difference, Pattern, Pooling, ProjectionPattern
 from declarative_cvx.residuals import Residuals
-from declarative_cvx.route import Route, shape_output
+from declarative_cvx.route import Route, batch_of, shape_output
 from declarative_cvx.solution import Solution
 from declarative_cvx.transforms import observed
 
@@ -56,7 +56,7 @@ class KernelRouteSolution(Solution):
 
     @property
     def residuals(self) -> Residuals:
-        """The kernel's residual as the dual one: feasibility is exact."""
+        """The kernel's residual, of which feasibility is a part, as the dual one."""
         found = self.kernel.residual
         none = torch.zeros_like(found)
         return Residuals(primal=none, dual=found, gap=none, cone=none)
@@ -106,6 +106,8 @@ class KernelRoute(Route):
     parameters, variables : sequence
         As for `DeclarativeLayer`; the variables are the pattern's.
     on_irregular : {"warn", "ignore", "raise"}
+    restarts : int
+        Starts of vector pooling beyond its own; the other kernels find the global minimum.
     """
 
     def __init__(
@@ -115,12 +117,13 @@ class KernelRoute(Route):
         parameters: Sequence[cp.Parameter],
         variables: Sequence[cp.Variable],
         on_irregular: str,
+        restarts: int,
     ) -> None:
         self._name, self._on_irregular = str(pattern), on_irregular
         self._ids = tuple(parameter.id for parameter in parameters)
         self._outputs = tuple(variable.id for variable in variables)
         self._variable, self._shape = pattern.variable.id, pattern.variable.shape
-        self._kernel = _kernel_of(pattern)
+        self._kernel = _kernel_of(pattern, restarts)
         self._data = _Batched(self._kernel.expressions, self._ids)
         objective = problem.objective.expr
         self._value = _Batched([objective], (*self._ids, self._variable))
@@ -139,7 +142,7 @@ class KernelRoute(Route):
             )
         began = time.perf_counter()
         values = [value.to(torch.float64) for value in arguments.values]
-        batch = 1 if arguments.batch is None else arguments.batch
+        batch = batch_of(arguments)
         data = self._data(values, arguments.batched, batch)
         found = self._kernel.solve(*data)
         u = Watched.apply(found.value, ~found.regular, IRREGULAR, self._on_irregular)
@@ -194,7 +197,7 @@ class _Batched:
         self.__init__(**state)  # type: ignore[misc]
 
 
-class _PatternKernel:
+class _PatternKernel(ABC):
     """How a pattern's data, computed for a batch, are handed to a kernel.
 
     Attributes
@@ -210,10 +213,10 @@ class _PatternKernel:
         """A solution for each element; its value has shape (batch, entries of the variable)."""
 
 
-def _kernel_of(pattern: Pattern) -> _PatternKernel:
+def _kernel_of(pattern: Pattern, restarts: int) -> _PatternKernel:
     if isinstance(pattern, ProjectionPattern):
         return _ProjectionKernel(pattern)
-    return _VectorPooling(pattern) if pattern.vector else _ScalarPooling(pattern)
+    return _VectorPooling(pattern, restarts) if pattern.vector else _ScalarPooling(pattern)
 
 
 class _ProjectionKernel(_PatternKernel):
@@ -248,16 +251,18 @@ class _ScalarPooling(_PatternKernel):
         count, device = self._count, alpha.device
         places = torch.as_tensor(self._places, device=device)
         x = _rows(rest[:count])[:, places]
-        weights = None
+        weights, some = None, torch.ones_like(alpha, dtype=torch.bool)[:, None]
         if self._weighted:
-            weights = _rows(rest[count:])[:, places]
-            weights = weights * torch.as_tensor(self._filled, device=device)
+            filled = torch.as_tensor(self._filled, device=device).to(x.dtype)
+            weights, some = _usable(_rows(rest[count:])[:, places] * filled, filled)
         pooling = PoolingKernel(self._penalty, -1, False, None, 0)
-        return _worst(pooling.solve(x, alpha.reshape(-1, 1), weights))
+        found = pooling.solve(x, alpha.reshape(-1, 1), weights)
+        return _worst(replace(found, regular=found.regular & some.flatten(1)))
 
 
 class _VectorPooling(_PatternKernel):
-    def __init__(self, pattern: Pooling) -> None:
+    def __init__(self, pattern: Pooling, restarts: int) -> None:
+        self._restarts = RESTARTS + restarts
         self.expressions = [d.data for d in pattern.data]
         self.expressions += [
             w + np.zeros(d.index.shape[0]) for w, d in zip(*_zip(pattern), strict=True)
@@ -269,14 +274,29 @@ class _VectorPooling(_PatternKernel):
     def solve(self, *data: Tensor) -> KernelSolution:
         *rest, alpha = data
         x = torch.cat(rest[: self._count], 1)  # (batch, points, d)
-        weights = torch.cat(rest[self._count :], 1)[:, :, None] if self._weighted else None
-        pooling = PoolingKernel(self._penalty, 1, False, 2, RESTARTS)
-        return pooling.solve(x, alpha.reshape(-1, 1), weights)
+        weights, some = None, torch.ones_like(alpha, dtype=torch.bool)
+        if self._weighted:
+            weights, some = _usable(torch.cat(rest[self._count :], 1), alpha.new_ones(()))
+            weights, some = weights[:, :, None], some[:, 0]
+        pooling = PoolingKernel(self._penalty, 1, False, 2, self._restarts)
+        found = pooling.solve(x, alpha.reshape(-1, 1), weights)
+        return replace(found, regular=found.regular & some)
+
+
+def _usable(weights: Tensor, equal: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (..., n) of which some are positive, and which pools (..., 1) had such.
+
+    A negative one is the rounding that a nonnegative parameter is allowed. Where all are zero any
+    point is a minimum: that of equal weights is taken.
+    """
+    weights = weights.clamp(min=0.0)
+    some = weights.detach().amax(-1, keepdim=True) > 0
+    return torch.where(some, weights, equal), some
 
 
 def _rows(values: Sequence[Tensor]) -> Tensor:
     """Values (batch, ...) side by side, one row for each element."""
-    return torch.cat([v.reshape(len(v), -1) for v in values], 1)
+    return torch.cat([v.flatten(1) if v.dim() > 1 else v[:, None] for v in values], 1)
 
 
 def _zip(pattern: Pooling) -> tuple[tuple[cp.Expression, ...], tuple[Difference, ...]]:

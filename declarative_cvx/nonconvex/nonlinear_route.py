@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from declarative_cvx.nonconvex.minimization.trust_region import TrustRegion
 from declarative_cvx.nonconvex.translation.translate import Multipliers, NonlinearForm
 from declarative_cvx.parameters import Arguments
 from declarative_cvx.residuals import Residuals
-from declarative_cvx.route import Route, shape_output
+from declarative_cvx.route import Route, batch_of, shape_output
 from declarative_cvx.solution import Solution
 from declarative_cvx.status import Status
 from declarative_cvx.transforms import observed
@@ -156,7 +156,7 @@ class NonlinearRoute(Route):
         self, arguments: Arguments, options: Mapping[str, Any] | None, start: Any
     ) -> NonlinearRouteSolution:
         began = time.perf_counter()
-        batch = 1 if arguments.batch is None else arguments.batch
+        batch = batch_of(arguments)
         program = self._form.program(arguments.values, arguments.batched, batch, arguments.device)
         minimizer = self._minimizer or automatic_minimizer(program)
         if options:
@@ -164,12 +164,12 @@ class NonlinearRoute(Route):
         found = solve_nonlinear(
             program, self._starts(program, start), minimizer, self._on_irregular
         )
-        (violated,) = observed(self._form.violation(program) > VIOLATED)
-        codes = torch.where(violated, int(Status.INFEASIBLE), found.codes)
-        read = partial(self._read, arguments, program, found)
+        violated = self._form.violation(program) > VIOLATED
+        codes = torch.where(observed(violated)[0], int(Status.INFEASIBLE), found.codes)
+        read = partial(self._read, arguments, program, found, violated)
         return NonlinearRouteSolution(
             variables=tuple(read(identity) for identity in self._outputs),
-            value=shape_output(arguments, self._value(program, found)),
+            value=shape_output(arguments, _without(violated, self._value(found))),
             nonlinear=found,
             _recover=read,
             _codes=codes,
@@ -197,17 +197,30 @@ class NonlinearRoute(Route):
         return torch.stack([start.expand(program.batch, -1) for start in starts])
 
     def _read(
-        self, arguments: Arguments, program: NonlinearProgram, found: NonlinearSolution, key: int
+        self,
+        arguments: Arguments,
+        program: NonlinearProgram,
+        found: NonlinearSolution,
+        violated: Tensor,
+        key: int,
     ) -> Tensor:
         if key in self._variables:
-            return shape_output(arguments, self._form.recover(self._variables[key], found.x))
+            value = self._form.recover(self._variables[key], found.x)
+            return shape_output(arguments, _without(violated, value))
         multipliers = Multipliers(
             found.equality, found.inequality, found.lower_bound, found.upper_bound
         )
-        return shape_output(arguments, self._form.duals(program, found.x, multipliers)[key])
+        value = self._form.duals(program, found.x, multipliers)[key]
+        return shape_output(arguments, _without(violated, value))
 
-    def _value(self, program: NonlinearProgram, found: NonlinearSolution) -> Tensor:
+    def _value(self, found: NonlinearSolution) -> Tensor:
         return -found.value if self._form.maximize else found.value
+
+
+def _without(violated: Tensor, value: Tensor) -> Tensor:
+    """A value (batch, ...), NaN for the elements that parameters alone make infeasible."""
+    mask = violated.reshape(-1, *(1 for _ in value.shape[1:]))
+    return torch.where(mask, torch.nan, value)
 
 
 def _minimizer_of(solver: str | Minimizer, options: Mapping[str, Any]) -> Minimizer | None:
@@ -231,7 +244,7 @@ def _minimizer_of(solver: str | Minimizer, options: Mapping[str, Any]) -> Minimi
 
 
 def _changed(minimizer: Minimizer, options: Mapping[str, Any]) -> Minimizer:
-    known = list(minimizer.__dataclass_fields__)
+    known = [option.name for option in fields(minimizer)]
     for option in options:
         if option not in known:
             raise BackendError(

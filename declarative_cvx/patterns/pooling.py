@@ -11,7 +11,7 @@ from cvxpy.atoms.pnorm import Pnorm
 
 from declarative_cvx.patterns.difference import Difference, difference
 from declarative_cvx.patterns.terms import Term
-from declarative_cvx.penalties import Penalty, Quadratic
+from declarative_cvx.penalties import Huber, Penalty, Quadratic
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +65,18 @@ def pooling_of(variable: cp.Variable, terms: Sequence[Term]) -> Pooling | None:
 
 
 def _same_scale(terms: Sequence[Term]) -> bool:
-    """Whether all alphas are one scalar: the same expression, or equal constants."""
+    """Whether all alphas are one positive scalar: the same expression, or equal constants."""
     first = terms[0].alpha
     if first.size != 1:
         return False
     if first.parameters():
+        # Huber's may be zero, where it is no penalty; other atoms see to it themselves.
+        positive = isinstance(first, cp.Parameter) and first.is_pos()
+        if isinstance(terms[0].penalty, Huber) and not positive:
+            return False
         return all(term.alpha is first for term in terms)
+    if not first.value > 0:
+        return False
     return all(
         not term.alpha.parameters() and term.alpha.size == 1 and term.alpha.value == first.value
         for term in terms

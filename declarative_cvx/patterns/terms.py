@@ -88,7 +88,7 @@ def _penalty(expression: cp.Expression, weights: cp.Expression) -> Term | None:
         residual, alpha = expression.args
         return Term(expression.penalty, alpha, weights, residual)
     if isinstance(expression, huber):
-        return Term(Huber(), cp.Constant(1.0) * expression.M, 2 * weights, expression.args[0])
+        return Term(Huber(), expression.M, 2 * weights, expression.args[0])
     if isinstance(expression, Power) and _is_two(expression.p):
         return Term(Quadratic(), one, 2 * weights, expression.args[0])
     summed = isinstance(expression, quad_over_lin) and getattr(expression, "axis", None) is None

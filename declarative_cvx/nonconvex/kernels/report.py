@@ -47,7 +47,10 @@ class KernelSolution:
         count, total = int(self.solved.sum()), self.status.numel()
         return (
             f"KernelSolution({count} of {total} solved, "
-            f"largest residual {float(self.residual.max()):.1e}, "
-            f"largest gap {float(self.gap.max()):.1e}, "
+            f"largest residual {_largest(self.residual)}, largest gap {_largest(self.gap)}, "
             f"{int((~self.regular).sum())} irregular)"
         )
+
+
+def _largest(values: Tensor) -> str:
+    return f"{float(values.max()):.1e}" if values.numel() else "none"

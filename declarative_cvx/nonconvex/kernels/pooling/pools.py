@@ -75,7 +75,8 @@ class Minimum:
 def blocks(x: Tensor, rows: int | None = None) -> Iterator[slice]:
     """Slices over the rows of x, or over so many of its kind, to be done one after the other."""
     step = max(1, _BLOCK.get(x.device.type, _LARGE_BLOCK) // max(1, x[:1].numel()))
-    for start in range(0, x.shape[0] if rows is None else rows, step):
+    count = x.shape[0] if rows is None else rows
+    for start in range(0, max(1, count), step):
         yield slice(start, start + step)
 
 
