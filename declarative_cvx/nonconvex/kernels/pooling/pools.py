@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Entries worked on at a time: on a CPU the temporaries of a block stay in its cache.
-_BLOCK = {"cpu": 1 << 17}
+# Entries worked on at a time: on a CPU the temporaries of a block stay in its cache. For points in
+# space these are few, and products of matrices do the work.
+_BLOCK = {"cpu": {2: 1 << 17, 3: 1 << 19}}
 _LARGE_BLOCK = 1 << 25
 _SAMPLE = 64
 
@@ -74,7 +75,8 @@ class Minimum:
 
 def blocks(x: Tensor, rows: int | None = None) -> Iterator[slice]:
     """Slices over the rows of x, or over so many of its kind, to be done one after the other."""
-    step = max(1, _BLOCK.get(x.device.type, _LARGE_BLOCK) // max(1, x[:1].numel()))
+    entries = _BLOCK.get(x.device.type, {}).get(x.dim(), _LARGE_BLOCK)
+    step = max(1, entries // max(1, x[:1].numel()))
     count = x.shape[0] if rows is None else rows
     for start in range(0, max(1, count), step):
         yield slice(start, start + step)

@@ -41,16 +41,16 @@ def _block(
     weight = x.new_ones(x.shape[:2]) if weights is None else weights
     middle = centre(x.mT.flatten(0, 1)).reshape(x.shape[0], -1)
     points = (x - middle.unsqueeze(1)) / alpha[:, None, None]
-    u = torch.zeros_like(middle)
     if not penalty.convex:
-        u = _best(penalty, points, weight, _starts(penalty, points, weight, restarts))
-    u = _descended(penalty, points, weight, u)
+        start = _best(penalty, points, weight, _starts(penalty, points, weight, restarts))
+        points, middle = points - start.unsqueeze(1), middle + alpha.unsqueeze(-1) * start
+    u, square = _descended(penalty, points, weight)
     gap = torch.full_like(alpha, torch.nan)
     if penalty.convex:
-        offsets = u.unsqueeze(1) - points
-        pull = weight * penalty.rho_weight(norm(offsets))
-        gradient = (pull.unsqueeze(-1) * offsets).sum(1)
-        gap = norm(gradient) * norm(offsets).amax(-1) / weight.sum(-1)
+        distance = square.sqrt()
+        pull = weight * penalty.rho_weight(distance)
+        gradient = pull.sum(-1, keepdim=True) * u - (pull.unsqueeze(1) @ points).squeeze(1)
+        gap = norm(gradient) * distance.amax(-1) / weight.sum(-1)
     unique = torch.ones_like(alpha, dtype=torch.bool)
     return Minimum(middle + alpha.unsqueeze(-1) * u, gap, unique)
 
@@ -76,42 +76,83 @@ def _best(penalty: Penalty, points: Tensor, weight: Tensor, u: Tensor) -> Tensor
     return u.gather(1, best).squeeze(1)
 
 
-def _descended(penalty: Penalty, points: Tensor, weight: Tensor, u: Tensor) -> Tensor:
-    """A local minimum, from u (batch, d), by the better of two steps each time."""
-    precision = torch.finfo(u.dtype).eps
+def _descended(penalty: Penalty, points: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A local minimum, from the origin, by the better of two steps each time.
+
+    Returns
+    -------
+    u : Tensor, shape (batch, d)
+    square : Tensor, shape (batch, n)
+        Squares of its distances from the points.
+    """
+    precision = torch.finfo(points.dtype).eps
+    u = torch.zeros_like(points[:, 0])
     done = torch.zeros_like(u[:, 0], dtype=torch.bool)
+    scratch = points * points
+    square = sizes = scratch.sum(-1)
     for _ in range(_STEPS):
-        step, newton = _step(penalty, points, weight, u)
+        steps, failed = _steps(penalty, points, weight, u, square, scratch)
+        squares = _squares(points, sizes, u.unsqueeze(-1) + steps)
+        safe, bold = (penalty.rho(squares.sqrt()) * weight.unsqueeze(-1)).sum(-2).unbind(-1)
+        newton = ~failed & (bold <= safe * (1 + 64 * precision))
+        step = torch.where(newton.unsqueeze(-1), steps[..., 1], steps[..., 0])
+        new = torch.where(newton.unsqueeze(-1), squares[..., 1], squares[..., 0])
         u = torch.where(done.unsqueeze(-1), u, u + step)
+        square = torch.where(done.unsqueeze(-1), square, new)
         # Reweighting only reduces the error by a factor, so it has to go on for longer.
         limit = torch.where(newton, 0.1 * precision**0.5, 0.01 * precision) * (1 + norm(u))
         done |= norm(step) <= limit
         if bool(done.all()):
             break
-    return u
+    return u, square
 
 
-def _step(penalty: Penalty, points: Tensor, weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Newton's step, and that of reweighted least squares where it lowers the sum more.
+def _squares(
+    points: Tensor,  # (batch, n, d)
+    sizes: Tensor,  # (batch, n), squares of their lengths
+    u: Tensor,  # (batch, d, k)
+) -> Tensor:  # (batch, n, k)
+    """Squares of distances, by a product of matrices: no difference of points is stored.
+
+    Their error is a rounding of the larger of the two lengths' squares. That is enough to choose
+    steps by; what is reported of the result is computed from differences.
+    """
+    product = points @ u
+    return (sizes.unsqueeze(-1) - 2 * product + u.square().sum(-2, keepdim=True)).clamp(min=0)
+
+
+def _steps(
+    penalty: Penalty, points: Tensor, weight: Tensor, u: Tensor, square: Tensor, scratch: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The steps of reweighted least squares and of Newton's method.
+
+    `scratch` is memory of the size of the points: to ask for some each time takes as long as the
+    arithmetic.
 
     Returns
     -------
-    step : Tensor, shape (batch, d)
-    newton : Tensor of bool, shape (batch,)
+    steps : Tensor, shape (batch, d, 2)
+    failed : Tensor of bool, shape (batch,)
+        Where there is no Newton step, as the Hessian is not positive definite.
     """
-    offsets = u.unsqueeze(-2) - points
-    pull, distance, _, matrix = hessian(penalty, offsets, weight)
-    gradient = (pull.unsqueeze(-2) @ offsets).mT
-    total = pull.sum(-1)[:, None, None].clamp(min=torch.finfo(u.dtype).tiny)
-    factor, failed = torch.linalg.cholesky_ex(matrix)
+    distance = square.sqrt()
+    pull = penalty.rho_weight(distance)
+    stretch = (penalty.rho_curvature(distance) - pull) / torch.where(square == 0, 1.0, square)
+    pull, stretch = pull * weight, stretch * weight
+    total = pull.sum(-1, keepdim=True)
+    # Sums of pull and of stretch over differences from u, from sums over the points.
+    sums = torch.stack([pull, stretch], 1) @ points
+    gradient = (total * u - sums[:, 0]).unsqueeze(-1)
+    cross = sums[:, 1].unsqueeze(-1) - 0.5 * stretch.sum(-1)[:, None, None] * u.unsqueeze(-1)
+    cross = cross * u.unsqueeze(-2)
+    matrix = torch.mul(points, stretch.unsqueeze(-1), out=scratch).mT @ points - cross - cross.mT
+    matrix.diagonal(dim1=-2, dim2=-1).add_(total * (1 + 4 * torch.finfo(u.dtype).eps))
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    failed = info != 0
     eye = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
-    factor = torch.where((failed != 0)[:, None, None], eye, factor)
-    steps = -torch.cat([gradient / total, torch.cholesky_solve(gradient, factor)], dim=-1)
-    square = distance.square().unsqueeze(-1) + 2 * offsets @ steps
-    distance = (square + steps.square().sum(-2, keepdim=True)).clamp(min=0).sqrt()
-    safe, bold = (penalty.rho(distance) * weight.unsqueeze(-1)).sum(-2).unbind(-1)
-    newton = (failed == 0) & (bold <= safe * (1 + 64 * torch.finfo(u.dtype).eps))
-    return torch.where(newton.unsqueeze(-1), steps[..., 1], steps[..., 0]), newton
+    factor = torch.where(failed[:, None, None], eye, factor)
+    safe = gradient / total.clamp(min=torch.finfo(u.dtype).tiny).unsqueeze(-1)
+    return -torch.cat([safe, torch.cholesky_solve(gradient, factor)], dim=-1), failed
 
 
 def norm(offsets: Tensor) -> Tensor:
