@@ -21,6 +21,7 @@ from declarative_cvx.backends import (
     Clarabel,
     Moreau,
 )
+from declarative_cvx.comparison import Comparison, Sweep, compare
 from declarative_cvx.cone_solution import Attempt
 from declarative_cvx.derivative import Derivative, DerivativeReport, Diffcp, Implicit
 from declarative_cvx.errors import (
@@ -80,6 +81,7 @@ __all__ = [
     "BackendError",
     "Capabilities",
     "Clarabel",
+    "Comparison",
     "DeclarativeError",
     "DeclarativeLayer",
     "Derivative",
@@ -110,6 +112,7 @@ __all__ = [
     "SolveError",
     "SpecificationError",
     "Status",
+    "Sweep",
     "SymmetricEigen",
     "TotalVariation1d",
     "TridiagonalSolve",
@@ -119,6 +122,7 @@ __all__ = [
     "__version__",
     "cauchy",
     "classify",
+    "compare",
     "geman_mcclure",
     "generalised_eigen",
     "optimal_transport",

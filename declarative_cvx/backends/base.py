@@ -116,6 +116,9 @@ class Backend(ABC):
         Seconds per problem; None is no limit.
     verbose : bool
         Let the solver print its log.
+    refine : bool
+        Polish the solver's answer by Newton steps. False keeps it as it comes, still verified: to
+        compare solvers by.
     settings : mapping
         Further options by the solver's own names.
     """
@@ -128,6 +131,7 @@ class Backend(ABC):
     max_iters: int | None = None
     time_limit: float | None = None
     verbose: bool = False
+    refine: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __new__(cls, *args: Any, **options: Any) -> Self:

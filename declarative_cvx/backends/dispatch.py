@@ -163,7 +163,7 @@ def _attempt(
         point = units.restore(*point)
     else:
         answer, point = _ask(program, backend, _point(program, start, elements))
-    x, y, s, found = _refine(program, answer, point)
+    x, y, s, found = _refine(program, answer, point, backend.refine)
     status = _verify(program, answer, found, x, y, max(ACCEPTED, 10 * backend.tol))
     attempt = Attempt(
         backend=backend.name,
@@ -202,9 +202,9 @@ def _extend(program: ConeProgram, reduced: ConeProgram, answer: Answer) -> Point
 
 
 def _refine(
-    program: ConeProgram, answer: Answer, came: Point
+    program: ConeProgram, answer: Answer, came: Point, wanted: bool
 ) -> tuple[Tensor, Tensor, Tensor, Residuals]:
-    """Polish what may be solutions, where that makes them better; certificates stay."""
+    """Polish what may be solutions, if wanted, where that makes them better; certificates stay."""
     sizes = scales(program, *came)
     found = residuals(program, *came, sizes)
     certificates = (Status.INFEASIBLE, Status.UNBOUNDED)
@@ -212,7 +212,7 @@ def _refine(
     finite = torch.isfinite(torch.cat(came, 1)).all(1)
     worth = finite & (found.worst > REFINED)
     at = torch.where(torch.tensor(claims, device=finite.device) & worth)[0]
-    if not len(at):
+    if not wanted or not len(at):
         return *came, found
     part = program.select(at)
     x, y, s = (v[at] for v in came)
