@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from declarative_cvx.comparison.candidate import Solver
@@ -33,6 +34,10 @@ COLUMNS = (
     "MiB",
     "note",
 )
+# What a terminal shows that is narrower than this.
+SHORT = ("solver", "derivative", "solved", "ms", "solution error", "gradient error")
+WIDE = 140
+_WORDS = ("solver", "derivative", "status", "note")
 ACCURACY = 1e-6
 
 
@@ -90,28 +95,26 @@ class Comparison:
         usual = "auto" if any(row.derivative == "auto" for row in self.rows) else "implicit"
         return self.best_row(accuracy, usual).candidate.solver
 
-    def table(self, title: bool = True) -> Table:
-        """As a table of rich."""
-        table = Table(title=self._title() if title else None, caption=self.reference)
-        for column in COLUMNS:
-            left = column in ("solver", "derivative", "status", "note")
-            table.add_column(
-                column, justify="left" if left else "right", no_wrap=left and column != "note"
-            )
+    def table(self, width: int = WIDE) -> Table:
+        """As a table of rich, a short one for a narrow terminal."""
+        wide = width >= WIDE
+        table = Table(title=self._title(), caption=self.reference, box=SIMPLE_HEAD)
+        for name in COLUMNS if wide else SHORT:
+            side: JustifyMethod = "left" if name in _WORDS else "right"
+            table.add_column(name.replace(" ", "\n"), justify=side, overflow="fold")
         for row in self.rows:
             style = "dim" if row.failure else "" if row.is_right(ACCURACY) else "red"
-            table.add_row(*_cells(row), style=style)
+            cells = _cells(row) if wide else _short_cells(row, self.batch)
+            table.add_row(*cells, style=style)
         return table
 
     def _title(self) -> str:
         return f"{len(self.rows)} ways to solve {self.batch} elements, {self.where}"
 
     def __str__(self) -> str:
-        return self._text(self.table())
-
-    def _text(self, table: Table) -> str:
         stream = io.StringIO()
-        Console(file=stream, width=160, color_system=None).print(table)
+        console = Console(file=stream, color_system=None)
+        console.print(self.table(console.width))
         return stream.getvalue().rstrip()
 
     def _repr_html_(self) -> str:
@@ -170,7 +173,8 @@ def sorted_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
 def _cells(row: Row) -> list[str]:
     if row.failure:
         return [row.solver, row.derivative, *[""] * (len(COLUMNS) - 3), row.failure]
-    status = ", ".join(f"{count} {name}" for name, count in sorted(row.status.items()))
+    counts = sorted(row.status.items())
+    status = ", ".join(f"{count} {name}" for name, count in counts)
     worst = max(row.primal, row.dual, row.cone)
     return [
         row.solver,
@@ -186,6 +190,14 @@ def _cells(row: Row) -> list[str]:
         "" if math.isnan(row.memory) else f"{row.memory / 2**20:.0f}",
         _note(row),
     ]
+
+
+def _short_cells(row: Row, batch: int) -> list[str]:
+    if row.failure:
+        return [row.solver, row.derivative, "failed", "", "", ""]
+    solved = f"{row.status.get('OPTIMAL', 0)}/{batch}"
+    errors = (_power(row.solution_error), _power(row.gradient_error))
+    return [row.solver, row.derivative, solved, f"{row.seconds * 1e3:.1f}", *errors]
 
 
 def _note(row: Row) -> str:
