@@ -11,16 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from declarative_cvx.backends import Backend
-from declarative_cvx.convex import ConvexRoute
 from declarative_cvx.derivative import Derivative
-from declarative_cvx.errors import BackendError, SolveError, SpecificationError
-from declarative_cvx.nonconvex.kernel_route import KernelRoute
-from declarative_cvx.nonconvex.minimization.minimizer import Minimizer
-from declarative_cvx.nonconvex.nonlinear_route import NonlinearRoute
+from declarative_cvx.dispatch import (
+    Wishes,
+    check_leaves,
+    cvxpy_route,
+    nonlinear_route,
+    torch_form,
+)
+from declarative_cvx.errors import SolveError, SpecificationError
+from declarative_cvx.nonconvex.solver_choice import Choice
+from declarative_cvx.nonconvex.torch_problem import TorchProblem
 from declarative_cvx.parameters import ParameterSpec, check_arguments
 from declarative_cvx.route import Route
 from declarative_cvx.solution import Solution
-from declarative_cvx.specification import classify, require_convex, require_smooth
+from declarative_cvx.specification import ProblemSpec, Verdict, classify
 
 
 class DeclarativeLayer(nn.Module):
@@ -28,20 +33,26 @@ class DeclarativeLayer(nn.Module):
 
     Parameters
     ----------
-    problem : cvxpy.Problem
+    problem : cvxpy.Problem or TorchProblem
         Convex or, with ``gp=True``, a geometric program (DPP, DGP): solved by cone solvers. Or
         any problem of smooth functions (DNLP), of which a local minimum is found. `spec` says
-        which of them it is. It is not changed.
+        which of them it is. It is not changed. Or a problem written in torch, treated like the
+        latter.
     parameters : sequence of cvxpy.Parameter
-        All parameters of the problem, in the order in which tensors will be passed.
+        All parameters of the problem, in the order in which tensors will be passed. A
+        `TorchProblem` names them itself.
     variables : sequence of cvxpy.Variable
         What the layer returns: variables of the problem, or dual variables of its constraints
-        (``constraint.dual_variables[0]``).
-    solver : str, Backend or Minimizer, optional
+        (``constraint.dual_variables[0]``). For a `TorchProblem` names: of variables (by default
+        all of them), and "equality", "inequality", "lower", "upper" for multipliers.
+    solver : str, Backend, Minimizer, NLPSolver, ForwardSolver or callable, optional
         "auto", a solver's name, or an object with its options, such as ``Clarabel(tol=1e-9)`` or,
-        for problems that are not convex, ``InteriorPoint(max_iters=200)``. "auto" tries several
-        in turn, element by element, and has a problem that fits one of the fast kernels (robust
-        pooling, projection) solved by it.
+        for problems that are not convex, ``InteriorPoint(max_iters=200)`` or, through CVXPY,
+        ``IPOPT(max_iters=200)``. "auto" tries several in turn, element by element, and has a
+        problem that fits one of the fast kernels (robust pooling, projection) solved by it. A
+        function from a batch of parameter values to the variables' values is a solver too: see
+        `ForwardSolver`. What NLP solvers and functions find is verified, and differentiated
+        through the problem.
     derivative : str or Derivative, optional
         "auto", "implicit" (the library's own) or "diffcp".
     gp : bool, optional
@@ -94,10 +105,10 @@ class DeclarativeLayer(nn.Module):
 
     def __init__(
         self,
-        problem: cp.Problem,
-        parameters: Sequence[cp.Parameter],
-        variables: Sequence[cp.Variable],
-        solver: str | Backend | Minimizer = "auto",
+        problem: cp.Problem | TorchProblem,
+        parameters: Sequence[cp.Parameter] | None = None,
+        variables: Sequence[cp.Variable] | Sequence[str] | None = None,
+        solver: Backend | Choice = "auto",
         *,
         derivative: str | Derivative = "auto",
         gp: bool = False,
@@ -112,57 +123,42 @@ class DeclarativeLayer(nn.Module):
         restarts: int = 0,
     ) -> None:
         super().__init__()
-        _check_problem(problem, parameters, variables)
         _require_choice("on_failure", on_failure, ("raise", "nan"))
+        _require_choice("on_irregular", on_irregular, ("warn", "ignore", "raise"))
         if not isinstance(restarts, int) or restarts < 0:
             raise SpecificationError(f"restarts must be an integer from 0 on, got {restarts!r}.")
-        _require_choice("on_irregular", on_irregular, ("warn", "ignore", "raise"))
-        self.spec = classify(problem, gp)
         self.on_failure = on_failure
         self.warm_start, self.optimal_value = warm_start, optimal_value
-        self._parameters_spec = tuple(ParameterSpec.of(parameter) for parameter in parameters)
-        self._output_names = tuple(variable.name() for variable in variables)
-        options = dict(solver_args or {}, **({"verbose": True} if verbose else {}))
-        self._route: Route
-        automatic = solver == derivative == "auto" and not options
-        primal = {variable.id for variable in problem.variables()}
-        allowed = nonconvex or self.spec.is_convex
-        kernel = self.spec.pattern if automatic and allowed else None
-        if kernel is not None and primal >= {v.id for v in variables}:
-            self._route = KernelRoute(
-                problem, kernel, parameters, variables, on_irregular, restarts
-            )
-        elif self.spec.is_convex or not nonconvex or gp:
-            require_convex(self.spec, gp)
-            self._route = ConvexRoute(
-                problem,
-                parameters,
-                variables,
-                solver=solver,  # type: ignore[arg-type]  # a Minimizer is refused there
-                optional_solver=self._optional_solver,
-                solver_args=options,
-                derivative=derivative,
-                on_irregular=on_irregular,
-                gp=gp,
-                canon_backend=canon_backend,
-            )
-        else:
-            require_smooth(self.spec)
-            if derivative != "auto":
-                raise BackendError(
-                    f"derivative={derivative!r} is for convex problems (DPP); for others there is "
-                    'one, that of the optimality conditions: leave derivative="auto".'
-                )
-            self._route = NonlinearRoute(
-                problem,
-                parameters,
-                variables,
-                solver=solver,  # type: ignore[arg-type]  # a Backend is refused there
-                solver_args=options,
-                on_irregular=on_irregular,
-                restarts=restarts,
-            )
+        wishes = Wishes(
+            solver=solver,
+            optional_solver=self._optional_solver,
+            solver_args=dict(solver_args or {}, **({"verbose": True} if verbose else {})),
+            derivative=derivative,
+            on_irregular=on_irregular,
+            restarts=restarts,
+            gp=gp,
+            canon_backend=canon_backend,
+            nonconvex=nonconvex,
+        )
+        self._set_up(problem, parameters, variables, wishes)
         self._previous: Any = None
+
+    def _set_up(
+        self, problem: cp.Problem | TorchProblem, parameters: Any, variables: Any, wishes: Wishes
+    ) -> None:
+        self._route: Route
+        if isinstance(problem, TorchProblem):
+            form = torch_form(problem, parameters, variables, wishes)
+            self.spec, self._route = ProblemSpec(Verdict.TORCH), nonlinear_route(form, wishes)
+            self._parameters_spec, self._output_names = form.parameters, form.outputs
+            for name, module in problem.modules.items():
+                self.add_module(name, module)
+        else:
+            check_leaves(problem, parameters, variables)
+            self.spec = classify(problem, wishes.gp)
+            self._parameters_spec = tuple(ParameterSpec.of(parameter) for parameter in parameters)
+            self._output_names = tuple(variable.name() for variable in variables)
+            self._route = cvxpy_route(problem, self.spec, parameters, variables, wishes)
 
     @torch.compiler.disable  # solvers are not to be traced: torch.compile breaks its graph here
     def forward(
@@ -216,7 +212,8 @@ class DeclarativeLayer(nn.Module):
         Solution
             Its values are differentiable like the layer's outputs.
         """
-        arguments = check_arguments(self._parameters_spec, parameters)
+        like = () if parameters else tuple(self.parameters())
+        arguments = check_arguments(self._parameters_spec, parameters, like)
         warm = self.warm_start if warm_start is None else warm_start
         solution = self._route.solve(arguments, solver_args, self._previous if warm else None)
         if warm:
@@ -238,47 +235,3 @@ class DeclarativeLayer(nn.Module):
 def _require_choice(option: str, given: str, choices: tuple[str, ...]) -> None:
     if given not in choices:
         raise SpecificationError(f"{option} must be one of {choices}, got {given!r}.")
-
-
-def _check_problem(
-    problem: cp.Problem,
-    parameters: Sequence[cp.Parameter],
-    variables: Sequence[cp.Variable],
-) -> None:
-    if not isinstance(problem, cp.Problem):
-        raise SpecificationError(f"problem must be a cvxpy.Problem, got {type(problem).__name__}.")
-    for name, given, kind in (
-        ("parameters", parameters, cp.Parameter),
-        ("variables", variables, cp.Variable),
-    ):
-        if not isinstance(given, (list, tuple)):
-            raise SpecificationError(f"{name} must be a list or tuple, got {given!r}.")
-        for position, item in enumerate(given):
-            if not isinstance(item, kind):
-                raise SpecificationError(
-                    f"{name}[{position}] must be a cvxpy.{kind.__name__}, got {item!r}."
-                )
-    bounds = [end for variable in problem.variables() for end in variable.bounds or ()]
-    trees = [problem, *(end for end in bounds if isinstance(end, cp.Expression))]
-    known = {parameter.id: parameter for tree in trees for parameter in tree.parameters()}
-    passed = [parameter.id for parameter in parameters]
-    missing = [parameter.name() for key, parameter in known.items() if key not in passed]
-    if missing:
-        raise SpecificationError(
-            f"parameters lacks {', '.join(missing)}: list every parameter of the problem."
-        )
-    for position, parameter in enumerate(parameters):
-        if parameter.id not in known:
-            raise SpecificationError(
-                f"parameters[{position}], {parameter.name()!r}, does not occur in the problem."
-            )
-        if passed.index(parameter.id) != position:
-            raise SpecificationError(f"parameters lists {parameter.name()!r} twice.")
-    available = {variable.id for variable in problem.variables()}
-    available |= {dual.id for con in problem.constraints for dual in con.dual_variables}
-    for position, variable in enumerate(variables):
-        if variable.id not in available:
-            raise SpecificationError(
-                f"variables[{position}], {variable.name()!r}, is neither a variable of the "
-                "problem nor a dual variable of one of its constraints."
-            )

@@ -27,7 +27,8 @@ class ParameterSpec:
     Attributes
     ----------
     name : str
-    shape : tuple of int
+    shape : tuple of int or None
+        None stands for any size.
     attributes : frozenset of str
         Declared attributes: nonneg, pos, nonpos, neg, symmetric, PSD, NSD, diag.
     lower, upper : ndarray or None
@@ -37,11 +38,11 @@ class ParameterSpec:
     """
 
     name: str
-    shape: tuple[int, ...]
-    attributes: frozenset[str]
-    lower: np.ndarray | None
-    upper: np.ndarray | None
-    support: np.ndarray | None
+    shape: tuple[int | None, ...]
+    attributes: frozenset[str] = frozenset()
+    lower: np.ndarray | None = None
+    upper: np.ndarray | None = None
+    support: np.ndarray | None = None
 
     @classmethod
     def of(cls, parameter: cp.Parameter) -> ParameterSpec:
@@ -59,14 +60,22 @@ class ParameterSpec:
     def is_batched(self, position: int, value: Tensor) -> bool:
         """Whether a tensor holds a batch of values; an error if its shape fits neither way."""
         shape = tuple(value.shape)
-        if shape == self.shape:
+        if self._fits(shape):
             return False
-        if shape[1:] == self.shape and len(shape) == len(self.shape) + 1:
+        if shape and self._fits(shape[1:]):
             return True
+        sizes = ["any" if extent is None else str(extent) for extent in self.shape]
+        single, many = (
+            f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
+            for parts in (sizes, ["batch", *sizes])
+        )
         raise ParameterError(
-            f"{self._where(position)} has shape {shape}; expected {self.shape}, or a batch "
-            f"(batch, {', '.join(map(str, self.shape))})".replace(", )", ",)")
-            + "."
+            f"{self._where(position)} has shape {shape}; expected {single}, or a batch {many}."
+        )
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == len(self.shape) and all(
+            extent in (None, given) for extent, given in zip(self.shape, shape, strict=True)
         )
 
     def check(self, position: int, value: Tensor) -> None:
@@ -94,7 +103,7 @@ class ParameterSpec:
         scale = value.abs().amax() if value.numel() else 0.0
         off = None
         if "diag" in self.attributes:
-            off = ~torch.eye(self.shape[-1], dtype=torch.bool, device=value.device)
+            off = ~torch.eye(value.shape[-1], dtype=torch.bool, device=value.device)
         if self.support is not None:
             off = ~torch.as_tensor(self.support, device=value.device)
         if off is not None:
@@ -158,8 +167,17 @@ class Arguments:
     device: torch.device
 
 
-def check_arguments(specs: Sequence[ParameterSpec], values: Sequence[Tensor]) -> Arguments:
+def check_arguments(
+    specs: Sequence[ParameterSpec], values: Sequence[Tensor], like: Sequence[Tensor] = ()
+) -> Arguments:
     """Check the tensors of one call against the parameters of the problem.
+
+    Parameters
+    ----------
+    specs : sequence of ParameterSpec
+    values : sequence of Tensor
+    like : sequence of Tensor, optional
+        Whose type and device the outputs have if there are no values.
 
     Raises
     ------
@@ -196,10 +214,11 @@ def check_arguments(specs: Sequence[ParameterSpec], values: Sequence[Tensor]) ->
     if values:
         check = _Check.apply if transforming() else _Check.forward
         check(tuple(specs), *values)
-    dtype = torch.get_default_dtype() if not values else values[0].dtype
-    for value in values:
-        dtype = torch.promote_types(dtype, value.dtype)
-    device = values[0].device if values else torch.device("cpu")
+    models = [*values] or [*like]
+    dtype = models[0].dtype if models else torch.get_default_dtype()
+    for model in models:
+        dtype = torch.promote_types(dtype, model.dtype)
+    device = models[0].device if models else torch.device("cpu")
     return Arguments(tuple(values), batched, batch, dtype, device)
 
 

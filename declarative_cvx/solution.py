@@ -20,7 +20,8 @@ class Solution(ABC):
     """What `DeclarativeLayer.solve` returns: values, duals and a report per batch element.
 
     Index it with any variable of the problem, or any constraint's dual variable, to get that
-    value: ``solution[x]``, ``solution[constraint.dual_variables[0]]``.
+    value: ``solution[x]``, ``solution[constraint.dual_variables[0]]``; for a `TorchProblem` with a
+    name: ``solution["x"]``, ``solution["equality"]``.
 
     Attributes
     ----------
@@ -32,10 +33,10 @@ class Solution(ABC):
 
     variables: tuple[Tensor, ...]
     value: Tensor
-    _recover: Callable[[int], Tensor]
+    _recover: Callable[[Any], Tensor]
 
     def __getitem__(self, variable: object) -> Tensor:
-        return self._recover(variable.id)  # type: ignore[attr-defined]
+        return self._recover(getattr(variable, "id", variable))
 
     @property
     @abstractmethod

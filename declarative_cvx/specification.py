@@ -21,6 +21,7 @@ class Verdict(Enum):
     DGP = "log-log convex, disciplined parametrized geometric program (DGP)"
     CONVEX = "convex, but not disciplined parametrized (DPP)"
     SMOOTH = "nonconvex, disciplined nonlinear (DNLP)"
+    TORCH = "written in torch, its functions taken to be smooth"
     MIXED_INTEGER = "mixed-integer"
     COMPLEX = "complex-valued"
     EMPTY = "without variables"

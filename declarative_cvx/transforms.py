@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+)
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
@@ -24,6 +31,19 @@ def outside_transforms() -> AbstractContextManager:
 def transforming() -> bool:
     """Whether a transform (vmap, grad, ...) or forward mode is at work."""
     return bool(get_interpreter_stack()) or forward_ad._current_level >= 0
+
+
+@contextmanager
+def without_inference_mode() -> Iterator[None]:
+    """Context in which new tensors may take part in derivatives, and nothing is recorded newly.
+
+    Inside of `torch.inference_mode` they may not, although iterations need derivatives.
+    """
+    if not torch.is_inference_mode_enabled():
+        yield
+    else:
+        with torch.inference_mode(False), torch.no_grad():
+            yield
 
 
 def recording(*values: Any) -> bool:
@@ -43,6 +63,16 @@ def apply_function(function: type[torch.autograd.Function], *inputs: Any) -> Any
     if recording(*inputs):
         return function.apply(*inputs)
     return function.forward(*inputs)
+
+
+def followed(value: Tensor) -> bool:
+    """Whether a derivative or a vmap follows this tensor: through autograd or any transform."""
+    tracked = value.requires_grad or is_batchedtensor(value)
+    if not tracked and forward_ad._current_level >= 0:
+        tracked = forward_ad.unpack_dual(value).tangent is not None
+    if tracked or not is_functorch_wrapped_tensor(value):
+        return tracked
+    return followed(get_unwrapped(value))
 
 
 def forward_mode_is_nested() -> bool:

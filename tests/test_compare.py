@@ -164,6 +164,26 @@ def test_minimisers_are_compared_on_problems_that_are_not_convex() -> None:
         compare(problem, [b], [[2.0, 0.0]], solvers=["clarabel"], **QUIET)
 
 
+def squared_distance(x, b):
+    return (x - b).square().sum()
+
+
+def circle(x, b):
+    return x.square().sum() - 1
+
+
+def test_problems_written_in_torch_are_compared() -> None:
+    problem = dcx.TorchProblem(
+        squared_distance, circle, shape=2, parameters={"b": 2}, start=lambda b: b
+    )
+    points = torch.tensor([[2.0, 0.0], [3.0, 4.0]], dtype=torch.float64)
+    right = points / points.norm(dim=1, keepdim=True)
+    found = compare(problem, values=[points], reference=[right], **QUIET)
+    best = found.best_row(1e-8)
+    assert best.candidate.name in ("auto", "InteriorPoint")
+    assert {"TrustRegion", "LBFGS"} == {row.candidate.name for row in found.rows if row.failure}
+
+
 def test_renderings_say_the_same() -> None:
     problem, parameters, _ = projection()
     found = compare(problem, parameters, [POINTS], solvers=["clarabel", "scs"], **QUIET)

@@ -366,7 +366,7 @@ def test_wrong_input_is_refused() -> None:
         solve_nonlinear(program, torch.zeros(1, 3, dtype=torch.long))
     with pytest.raises(ParameterError, match="parameter 0 has shape"):
         solve_nonlinear(unconstrained(3, banana, 2, numbers(1, 2, 3)), torch.zeros(1, 3))
-    with pytest.raises(SpecificationError, match="objective returns a tensor of shape"):
+    with pytest.raises(SpecificationError, match="objective function returns a tensor of shape"):
         solve_nonlinear(unconstrained(3, lambda x, p: x), torch.zeros(1, 3))
     with pytest.raises(BackendError, match="takes bounds but no other constraints"):
         solve_nonlinear(CASES[3].program(), CASES[3].first, TrustRegion())

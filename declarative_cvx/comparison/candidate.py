@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +11,14 @@ from typing import Any
 from declarative_cvx.backends import Backend, backend_named
 from declarative_cvx.backends.table import BACKENDS, installed
 from declarative_cvx.derivative import DERIVATIVES
-from declarative_cvx.errors import BackendError, nearest
+from declarative_cvx.errors import BackendError, MissingBackendError, nearest
 from declarative_cvx.nonconvex.minimization.minimizer import Minimizer
-from declarative_cvx.nonconvex.nonlinear_route import MINIMIZERS
+from declarative_cvx.nonconvex.nlp_solver import NLP_SOLVERS
+from declarative_cvx.nonconvex.proposer import Proposer
+from declarative_cvx.nonconvex.solver_choice import MINIMIZERS
+from declarative_cvx.specification import ProblemSpec, Verdict
 
-Solver = str | Backend | Minimizer
+Solver = str | Backend | Minimizer | Proposer
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Candidate:
 
     Attributes
     ----------
-    solver : str, Backend or Minimizer
+    solver : str, Backend, Minimizer or NLPSolver
     derivative : str
     """
 
@@ -59,9 +63,10 @@ class Candidate:
 
     def with_tolerance(self, tol: float) -> Candidate:
         """With another tolerance, as far as the solver has one."""
-        if isinstance(self.solver, str):
+        if isinstance(self.solver, str) or not hasattr(self.solver, "tol"):
             return self
-        return replace(self, solver=replace(self.solver, tol=tol))
+        changed: Any = replace(self.solver, tol=tol)  # type: ignore[type-var]
+        return replace(self, solver=changed)
 
 
 def _changes(solver: Any) -> list[tuple[str, Any]]:
@@ -77,7 +82,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def candidates(
-    convex: bool,
+    spec: ProblemSpec,
     solvers: Sequence[Solver] | None,
     derivatives: Sequence[str] | None,
 ) -> list[Candidate]:
@@ -85,11 +90,11 @@ def candidates(
 
     Parameters
     ----------
-    convex : bool
-        Whether the problem goes to cone solvers.
+    spec : ProblemSpec
+        What the problem is.
     solvers : sequence, optional
-        Names or objects. By default "auto" and every solver that is installed, with the library's
-        refinement and, cone solvers, without it.
+        Names or objects. By default "auto" and every solver that is installed and takes such
+        problems, with the library's refinement and, cone solvers, without it.
     derivatives : sequence of str, optional
         By default all that there are.
 
@@ -98,32 +103,48 @@ def candidates(
     BackendError
         For a name that is not known.
     """
-    chosen = _default_solvers(convex) if solvers is None else [_named(s, convex) for s in solvers]
-    known = list(DERIVATIVES) if convex else ["auto"]
+    chosen = _default_solvers(spec) if solvers is None else [_named(s, spec) for s in solvers]
+    known = list(DERIVATIVES) if spec.is_convex else ["auto"]
     for name in derivatives or ():
         if name not in [*DERIVATIVES, "auto"]:
             raise BackendError(f"Unknown derivative {name!r}. {nearest(name, DERIVATIVES)}")
     return [Candidate(solver, name) for solver in chosen for name in derivatives or known]
 
 
-def _default_solvers(convex: bool) -> list[Solver]:
-    if not convex:
-        return ["auto", *(minimizer() for minimizer in MINIMIZERS.values())]
-    there = [backend() for backend in installed().values()]
-    return ["auto", *there, *(replace(backend, refine=False) for backend in there)]
+def _default_solvers(spec: ProblemSpec) -> list[Solver]:
+    there: list[Solver] = [backend() for backend in installed().values()]
+    if spec.is_convex:
+        raw: list[Solver] = [backend(refine=False) for backend in installed().values()]
+        return ["auto", *there, *raw]
+    minimizers: list[Solver] = ["auto", *(minimizer() for minimizer in MINIMIZERS.values())]
+    if spec.verdict is Verdict.TORCH:
+        return minimizers
+    cones = there if spec.verdict is Verdict.CONVEX else []
+    return [*minimizers, *cones, *_nlp_solvers()]
 
 
-def _named(solver: Solver, convex: bool) -> Solver:
+def _nlp_solvers() -> list[Solver]:
+    """Those whose packages are installed."""
+    found: list[Solver] = []
+    for solver in NLP_SOLVERS.values():
+        with contextlib.suppress(MissingBackendError):
+            found.append(solver())
+    return found
+
+
+def _named(solver: Solver, spec: ProblemSpec) -> Solver:
     """A solver's name as an object with its default options."""
     if not isinstance(solver, str) or solver.lower() == "auto":
         return solver
-    if convex:
-        return backend_named(solver)
-    by_name = {name.lower(): cls for name, cls in MINIMIZERS.items()}
+    cones = spec.is_convex or spec.verdict is Verdict.CONVEX
+    makers: dict[str, Any] = {**NLP_SOLVERS, **({} if spec.is_convex else MINIMIZERS)}
+    makers |= installed() if cones else {}
+    by_name = {name.lower(): maker for name, maker in makers.items()}
     if solver.lower() not in by_name:
-        names = ["auto", *MINIMIZERS]
-        hint = " It solves cone programs, and this problem is none." * (
-            solver.lower() in [name.lower() for name in BACKENDS]
-        )
-        raise BackendError(f"Unknown solver {solver!r}.{hint} {nearest(solver, names)}")
-    return by_name[solver.lower()]()
+        known = solver.lower() in (name.lower() for name in BACKENDS)
+        if known and cones:
+            backend_named(solver)  # raises: it is not installed
+        hint = " It solves cone programs, and this problem is none." if known else ""
+        raise BackendError(f"Unknown solver {solver!r}.{hint} {nearest(solver, ['auto', *makers])}")
+    made: Solver = by_name[solver.lower()]()
+    return made

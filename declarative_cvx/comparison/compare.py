@@ -18,17 +18,17 @@ from declarative_cvx.comparison.row import Row
 from declarative_cvx.comparison.sweep import Sweep, Variation, read_variation
 from declarative_cvx.comparison.worker import Worker
 from declarative_cvx.errors import ParameterError, SpecificationError
-from declarative_cvx.layer import DeclarativeLayer
+from declarative_cvx.nonconvex.torch_problem import TorchProblem
 from declarative_cvx.status import Status
 
 Builder = Callable[[Any], tuple[Any, ...]]
 
 
 def compare(
-    problem: cp.Problem | Builder,
+    problem: cp.Problem | TorchProblem | Builder,
     parameters: Sequence[cp.Parameter] | None = None,
     values: Sequence[Any] | None = None,
-    variables: Sequence[cp.Variable] | None = None,
+    variables: Sequence[Any] | None = None,
     *,
     solvers: Sequence[Solver] | None = None,
     derivatives: Sequence[str] | None = None,
@@ -43,17 +43,18 @@ def compare(
 
     Parameters
     ----------
-    problem : cvxpy.Problem or callable
+    problem : cvxpy.Problem, TorchProblem or callable
         Callable for a sweep over sizes: from a size to (problem, parameters, values) or
         (problem, parameters, values, variables).
     parameters : sequence of cvxpy.Parameter
+        None for a TorchProblem, which names its own.
     values : sequence of Tensor or array
         One for each parameter, shaped like it or with a batch dimension in front.
-    variables : sequence of cvxpy.Variable, optional
+    variables : sequence of cvxpy.Variable (of str for a TorchProblem), optional
         Those whose errors and gradients are compared; by default all of the problem.
-    solvers : sequence of str, Backend or Minimizer, optional
-        By default "auto" and every solver that is installed, each with the library's refinement
-        and, cone solvers, as it comes (``refine=False``).
+    solvers : sequence of str, Backend, Minimizer or NLPSolver, optional
+        By default "auto" and every solver that is installed and takes such problems, each with
+        the library's refinement and, cone solvers, as it comes (``refine=False``).
     derivatives : sequence of str, optional
         By default all that there are.
     reference : sequence of Tensor or array, optional
@@ -113,12 +114,12 @@ def compare(
 
 
 def _given(problem: Any, parameters: Any, values: Any) -> tuple[Any, Any, Any]:
-    if not isinstance(problem, cp.Problem):
+    if not isinstance(problem, cp.Problem | TorchProblem):
         raise SpecificationError(
-            f"problem must be a cvxpy.Problem, got {type(problem).__name__}; a callable is for "
-            'sweep={"size": [...]}.'
+            f"problem must be a cvxpy.Problem or a TorchProblem, got {type(problem).__name__}; a "
+            'callable is for sweep={"size": [...]}.'
         )
-    if parameters is None or values is None:
+    if values is None or (parameters is None and isinstance(problem, cp.Problem)):
         raise SpecificationError("compare needs parameters=[...] and values=[...].")
     return problem, parameters, values
 
@@ -153,19 +154,30 @@ class _Shared:
 
     def compare(
         self,
-        problem: cp.Problem,
-        parameters: Sequence[cp.Parameter],
+        problem: cp.Problem | TorchProblem,
+        parameters: Sequence[cp.Parameter] | None,
         values: Sequence[Any],
-        variables: Sequence[cp.Variable] | None,
+        variables: Sequence[Any] | None,
         variation: Variation | None = None,
         value: Any = None,
         label: str = "",
     ) -> Comparison:
-        chosen = list(problem.variables() if variables is None else variables)
-        tensors = [_tensor(v, parameters, at) for at, v in enumerate(values)]
-        work = Work(problem, list(parameters), chosen, tensors, self._options)
-        convex = DeclarativeLayer(problem, parameters, chosen, **self._options).spec.is_convex
-        listed = candidates(convex, self._solvers, self._derivatives)
+        if isinstance(problem, TorchProblem):
+            named = list(problem.parameter_shapes.items())
+            chosen = variables
+        else:
+            named = [(parameter.name(), parameter.shape) for parameter in parameters or ()]
+            chosen = problem.variables() if variables is None else variables
+        work = Work(
+            problem,
+            None if parameters is None else list(parameters),
+            None if chosen is None else list(chosen),
+            _tensors(values, [name for name, _ in named]),
+            [len(shape) for _, shape in named],
+            self._options,
+        )
+        spec = work.layer(Candidate("auto", "auto")).spec
+        listed = candidates(spec, self._solvers, self._derivatives)
         work = batched(work)
         if variation is not None:
             work, listed = variation.apply(value, work, listed)
@@ -191,9 +203,8 @@ class _Shared:
         for at, (mine, theirs) in enumerate(zip(found.solution, given, strict=True)):
             if mine.shape != theirs.shape:
                 raise ParameterError(
-                    f"reference[{at}] has shape {tuple(theirs.shape)}, but that of variable "
-                    f"{work.variables[at].name()!r} with the batch, {tuple(mine.shape)}, is "
-                    "expected."
+                    f"reference[{at}] has shape {tuple(theirs.shape)}, but that of the "
+                    f"variable with the batch, {tuple(mine.shape)}, is expected."
                 )
         solution = tuple(v.to(found.codes.device) for v in given)
         words = "Solution errors are relative to the reference that was given. " + words
@@ -218,13 +229,20 @@ def _shown(bar: Any) -> Any:
         yield candidate
 
 
-def _tensor(value: Any, parameters: Sequence[cp.Parameter], at: int) -> Tensor:
-    if at >= len(parameters):
-        raise ParameterError(f"values has more entries than the {len(parameters)} parameters.")
-    try:
-        tensor = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
+def _tensors(values: Sequence[Any], names: Sequence[str]) -> list[Tensor]:
+    """The values as tensors of floating-point numbers."""
+    if len(values) != len(names):
         raise ParameterError(
-            f"values[{at}], for {parameters[at].name()!r}, is no tensor or array: {error}."
-        ) from None
-    return tensor if tensor.is_floating_point() else tensor.double()
+            f"values has {len(values)} entries, but one for each parameter is expected: "
+            f"{', '.join(names)}."
+        )
+    found = []
+    for at, (value, name) in enumerate(zip(values, names, strict=True)):
+        try:
+            tensor = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ParameterError(
+                f"values[{at}], for {name!r}, is no tensor or array: {error}."
+            ) from None
+        found.append(tensor if tensor.is_floating_point() else tensor.double())
+    return found

@@ -21,6 +21,7 @@ from declarative_cvx.comparison.candidate import Candidate
 from declarative_cvx.comparison.row import NAN, Row, Timing
 from declarative_cvx.errors import DeclarativeError
 from declarative_cvx.layer import DeclarativeLayer
+from declarative_cvx.nonconvex.torch_problem import TorchProblem
 from declarative_cvx.solution import Solution
 from declarative_cvx.status import Status
 
@@ -34,18 +35,21 @@ class Work:
 
     Attributes
     ----------
-    problem : cvxpy.Problem
-    parameters, variables : list
+    problem : cvxpy.Problem or TorchProblem
+    parameters, variables : list or None
+        As the layer takes them; None for a torch problem, and for all of its variables.
     values : list of Tensor
-        As the layer takes them.
+    ranks : list of int
+        Numbers of dimensions of one element's values.
     options : dict
         Further arguments of `DeclarativeLayer`.
     """
 
-    problem: cp.Problem
-    parameters: list[cp.Parameter]
-    variables: list[cp.Variable]
+    problem: cp.Problem | TorchProblem
+    parameters: list[cp.Parameter] | None
+    variables: list[Any] | None
     values: list[Tensor]
+    ranks: list[int]
     options: dict[str, Any]
 
     def layer(self, candidate: Candidate) -> DeclarativeLayer:
@@ -53,7 +57,7 @@ class Work:
             self.problem,
             self.parameters,
             self.variables,
-            solver=candidate.solver,
+            solver=candidate.solver,  # type: ignore[arg-type]  # an object of the right kind
             derivative=candidate.derivative,
             on_failure="nan",
             on_irregular="ignore",
@@ -99,8 +103,7 @@ def weighted_sum(variables: Sequence[Tensor]) -> Tensor:
 
 def batched(work: Work) -> Work:
     """The same work with a batch dimension at every value, so that every gradient has one."""
-    ranks = [len(parameter.shape) for parameter in work.parameters]
-    pairs = list(zip(work.values, ranks, strict=True))
+    pairs = list(zip(work.values, work.ranks, strict=True))
     batch = next((len(v) for v, rank in pairs if v.dim() > rank), 1)
     values = [
         (v if v.dim() > rank else v.expand(batch, *v.shape)).detach().contiguous()

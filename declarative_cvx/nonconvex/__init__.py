@@ -1,5 +1,6 @@
 """Problems solved in torch, batched, by methods of the library's own."""
 
+from declarative_cvx.nonconvex.forward_solver import ForwardSolver
 from declarative_cvx.nonconvex.kernels.eigen import (
     EigenSolution,
     GeneralisedEigen,
@@ -23,20 +24,29 @@ from declarative_cvx.nonconvex.minimization.minimizer import Minimizer
 from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
 from declarative_cvx.nonconvex.minimization.solve import NonlinearSolution, solve_nonlinear
 from declarative_cvx.nonconvex.minimization.trust_region import TrustRegion
+from declarative_cvx.nonconvex.nlp_solver import COPT, IPOPT, UNO, Knitro, NLPSolver
+from declarative_cvx.nonconvex.torch_problem import TorchProblem
 
 __all__ = [
+    "COPT",
+    "IPOPT",
     "LBFGS",
+    "UNO",
     "EigenSolution",
+    "ForwardSolver",
     "GeneralisedEigen",
     "InteriorPoint",
     "KernelSolution",
+    "Knitro",
     "Minimizer",
+    "NLPSolver",
     "NonlinearProgram",
     "NonlinearSolution",
     "OptimalTransport",
     "Projection",
     "RobustPool",
     "SymmetricEigen",
+    "TorchProblem",
     "TotalVariation1d",
     "TridiagonalSolve",
     "TrustRegion",

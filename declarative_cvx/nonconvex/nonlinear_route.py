@@ -1,40 +1,32 @@
-"""Smooth problems written in CVXPY, convex or not, minimised in torch."""
+"""Smooth problems, convex or not, minimised in torch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import cvxpy as cp
 import torch
 from torch import Tensor
 
 from declarative_cvx.derivative import DerivativeReport
-from declarative_cvx.errors import BackendError, nearest
-from declarative_cvx.nonconvex.minimization.interior_point import InteriorPoint
-from declarative_cvx.nonconvex.minimization.lbfgs import LBFGS
-from declarative_cvx.nonconvex.minimization.minimizer import Minimizer
+from declarative_cvx.nonconvex.form import Form
 from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
 from declarative_cvx.nonconvex.minimization.solve import (
     NonlinearSolution,
     automatic_minimizer,
     solve_nonlinear,
 )
-from declarative_cvx.nonconvex.minimization.trust_region import TrustRegion
-from declarative_cvx.nonconvex.translation.translate import Multipliers, NonlinearForm
+from declarative_cvx.nonconvex.proposer import Inquiry, Proposer
+from declarative_cvx.nonconvex.solver_choice import Choice, changed, chosen
 from declarative_cvx.parameters import Arguments
 from declarative_cvx.residuals import Residuals
 from declarative_cvx.route import Route, batch_of, shape_output
 from declarative_cvx.solution import Solution
 from declarative_cvx.status import Status
-from declarative_cvx.transforms import observed
+from declarative_cvx.transforms import observed, without_inference_mode
 
-MINIMIZERS: dict[str, type[Minimizer]] = {
-    cls.name: cls for cls in (TrustRegion, LBFGS, InteriorPoint)
-}
 # Violation of constraints without variables, above which an element has no feasible point.
 VIOLATED = 1e-8
 
@@ -47,11 +39,15 @@ class NonlinearRouteSolution(Solution):
     ----------
     nonlinear : NonlinearSolution
         The solution of the nonlinear program that the problem was turned into.
+    said : tuple of str
+        What a solver that is not the library's own said about each element, for example the
+        exception that it raised.
     """
 
     nonlinear: NonlinearSolution
+    said: tuple[str, ...]
     _codes: Tensor
-    _name: str
+    _names: tuple[str, ...]
     _seconds: float
 
     @property
@@ -71,7 +67,7 @@ class NonlinearRouteSolution(Solution):
 
     @property
     def backend(self) -> tuple[str, ...]:
-        return (self._name,) * len(self._codes)
+        return tuple(self._names[source] for source in self.nonlinear.source.tolist())
 
     @property
     def iterations(self) -> tuple[int, ...]:
@@ -89,8 +85,8 @@ class NonlinearRouteSolution(Solution):
         failed = torch.nonzero(~self.solved)[:, 0].tolist()
         status, worst = self.status, self.residuals.worst
         listed = "; ".join(
-            f"element {i}: {status[i].name} by {self._name} ({self.iterations[i]} iterations, "
-            f"largest residual {float(worst[i]):.1e})"
+            f"element {i}: {status[i].name} by {self.backend[i]} ({self.iterations[i]} iterations, "
+            f"largest residual {float(worst[i]):.1e})" + (self.said[i] and f", {self.said[i]}")
             for i in failed[:10]
         )
         advice = dict.fromkeys(status[i] for i in failed)
@@ -104,12 +100,16 @@ class NonlinearRouteSolution(Solution):
 _ADVICE = {
     Status.INFEASIBLE: (
         "No point near the last one violates the constraints less; start elsewhere "
-        "(Variable.value, restarts=...) or check the parameter values."
+        "(Variable.value, TorchProblem(start=...), restarts=...) or check the parameter values."
     ),
     Status.UNBOUNDED: "The objective falls without end; bound the variables.",
     Status.INACCURATE: (
-        "The point found is no local minimum to the tolerance asked for; start elsewhere or use "
-        "restarts=..."
+        "The point found is no local minimum to the tolerance asked for, perhaps a saddle point; "
+        "start elsewhere, use restarts=... or another solver."
+    ),
+    Status.NUMERICAL_ERROR: (
+        "A function or one of its derivatives is not finite, at the start or on the way; start "
+        "elsewhere, bound the variables, or rescale the data."
     ),
 }
 
@@ -119,72 +119,62 @@ class NonlinearRoute(Route):
 
     Parameters
     ----------
-    problem : cvxpy.Problem
-    parameters, variables : sequence
-        As for `DeclarativeLayer`, whose other arguments these are too.
+    form : Form
+    solver, solver_args, on_irregular, restarts
+        As for `DeclarativeLayer`.
     """
 
     def __init__(
         self,
-        problem: cp.Problem,
-        parameters: Sequence[cp.Parameter],
-        variables: Sequence[cp.Variable],
+        form: Form,
         *,
-        solver: str | Minimizer,
+        solver: Choice,
         solver_args: Mapping[str, Any],
         on_irregular: str,
         restarts: int,
     ) -> None:
-        self._source = (problem, tuple(parameters), tuple(variables))
-        self._options = {
-            "solver": solver,
-            "solver_args": dict(solver_args),
-            "on_irregular": on_irregular,
-            "restarts": restarts,
-        }
-        self._form = NonlinearForm(problem, parameters)
-        self._minimizer = _minimizer_of(solver, solver_args)
+        self._form = form
+        self._solver = chosen(solver, solver_args)
         self._on_irregular, self._restarts = on_irregular, restarts
-        self._outputs = tuple(variable.id for variable in variables)
-        self._variables = {variable.id: variable for variable in problem.variables()}
+        if isinstance(self._solver, Proposer):
+            self._solver.require(form, restarts)
+            self._restarts = restarts if self._solver.takes_start else 0
 
     @property
     def solvers(self) -> tuple[str, ...]:
-        return ("torch",) if self._minimizer is None else (self._minimizer.name,)
+        return ("torch",) if self._solver is None else (self._solver.name,)
 
+    @without_inference_mode()
     def solve(
         self, arguments: Arguments, options: Mapping[str, Any] | None, start: Any
     ) -> NonlinearRouteSolution:
         began = time.perf_counter()
-        batch = batch_of(arguments)
-        program = self._form.program(arguments.values, arguments.batched, batch, arguments.device)
-        minimizer = self._minimizer or automatic_minimizer(program)
+        program = self._form.program(arguments, batch_of(arguments))
+        solver = self._solver or automatic_minimizer(program)
         if options:
-            minimizer = _changed(minimizer, options)
-        found = solve_nonlinear(
-            program, self._starts(program, start), minimizer, self._on_irregular
-        )
+            solver = changed(solver, options)
+        inquiry = Inquiry.of(solver, self._form, program)
+        starts = self._starts(program, start)
+        found = solve_nonlinear(program, starts, inquiry.minimizer, self._on_irregular)
         violated = self._form.violation(program) > VIOLATED
-        codes = torch.where(observed(violated)[0], int(Status.INFEASIBLE), found.codes)
-        read = partial(self._read, arguments, program, found, violated)
+        seen = observed(violated, found.x)[0]  # together: both then have vmapped elements
+        codes = torch.where(seen, int(Status.INFEASIBLE), found.codes)
+
+        def read(name: Any) -> Tensor:
+            value = self._form.read(name, program, found)
+            return shape_output(arguments, _without(violated, value))
+
+        value = -found.value if self._form.maximize else found.value
         return NonlinearRouteSolution(
-            variables=tuple(read(identity) for identity in self._outputs),
-            value=shape_output(arguments, _without(violated, self._value(found))),
+            variables=tuple(read(name) for name in self._form.outputs),
+            value=shape_output(arguments, _without(violated, value)),
             nonlinear=found,
+            said=inquiry.said[: len(codes)] or ("",) * len(codes),
             _recover=read,
             _codes=codes,
-            _name=minimizer.name,
+            _names=inquiry.names,
             _seconds=time.perf_counter() - began,
         )
-
-    def __deepcopy__(self, memo: Any) -> NonlinearRoute:
-        return self  # nothing in it changes, and CVXPY gives copies of its leaves new ids
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"source": self._source, "options": self._options}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(*state["source"], **state["options"])  # type: ignore[misc]
 
     def _starts(self, program: NonlinearProgram, previous: Tensor | None) -> Tensor:
         """Points to start from, (starts, batch, n); the first is where the last call ended."""
@@ -193,61 +183,11 @@ class NonlinearRoute(Route):
             first = torch.where(torch.isfinite(previous), previous.to(first), first)
         starts = [first]
         generator = torch.Generator().manual_seed(0)
-        starts += [self._form.start(program, generator=generator) for _ in range(self._restarts)]
+        starts += [self._form.start(program, generator) for _ in range(self._restarts)]
         return torch.stack([start.expand(program.batch, -1) for start in starts])
-
-    def _read(
-        self,
-        arguments: Arguments,
-        program: NonlinearProgram,
-        found: NonlinearSolution,
-        violated: Tensor,
-        key: int,
-    ) -> Tensor:
-        if key in self._variables:
-            value = self._form.recover(self._variables[key], found.x)
-            return shape_output(arguments, _without(violated, value))
-        multipliers = Multipliers(
-            found.equality, found.inequality, found.lower_bound, found.upper_bound
-        )
-        value = self._form.duals(program, found.x, multipliers)[key]
-        return shape_output(arguments, _without(violated, value))
-
-    def _value(self, found: NonlinearSolution) -> Tensor:
-        return -found.value if self._form.maximize else found.value
 
 
 def _without(violated: Tensor, value: Tensor) -> Tensor:
     """A value (batch, ...), NaN for the elements that parameters alone make infeasible."""
     mask = violated.reshape(-1, *(1 for _ in value.shape[1:]))
     return torch.where(mask, torch.nan, value)
-
-
-def _minimizer_of(solver: str | Minimizer, options: Mapping[str, Any]) -> Minimizer | None:
-    """The minimiser that a choice means; None is to choose by the program."""
-    if isinstance(solver, Minimizer):
-        return _changed(solver, options)
-    if not isinstance(solver, str):
-        raise BackendError(
-            "solver must be a name or a Minimizer for a problem that is not convex (DPP), got "
-            f"{solver!r}."
-        )
-    if solver.lower() == "auto":
-        return None if not options else _changed(InteriorPoint(), options)
-    by_name = {name.lower(): cls for name, cls in MINIMIZERS.items()}
-    if solver.lower() not in by_name:
-        raise BackendError(
-            f"{solver!r} is no solver for problems that are not convex (DPP). "
-            f"{nearest(solver, ['auto', *MINIMIZERS])}"
-        )
-    return _changed(by_name[solver.lower()](), options)
-
-
-def _changed(minimizer: Minimizer, options: Mapping[str, Any]) -> Minimizer:
-    known = [option.name for option in fields(minimizer)]
-    for option in options:
-        if option not in known:
-            raise BackendError(
-                f"{minimizer.name} has no option {option!r}. {nearest(option, known)}"
-            )
-    return replace(minimizer, **options)

@@ -45,7 +45,7 @@ def descent_directions(
     hessian = at.hessian * units[:, :, None] * units[:, None] * _both(active.free)
     rows = at.rows * units[:, None] * active.free[:, None] * active.rows[:, :, None]
     rows = rows / torch.linalg.vector_norm(rows, dim=2, keepdim=True).clamp(min=1e-200)
-    suspects = torch.where(_may_be_negative(hessian, rows))[0]
+    suspects = torch.where(_may_be_negative(hessian, rows) & at.finite)[0]
     if not len(suspects):
         return suspects, x.new_zeros(0, x.shape[1])
     hessian, rows = hessian[suspects], rows[suspects]

@@ -17,7 +17,11 @@ from declarative_cvx.nonconvex.minimization.implicit_kkt import Minimum
 from declarative_cvx.nonconvex.minimization.local_minimum import LocalMinimum
 from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
 from declarative_cvx.status import Status
-from declarative_cvx.transforms import apply_function, forward_mode_is_nested
+from declarative_cvx.transforms import (
+    apply_function,
+    forward_mode_is_nested,
+    without_inference_mode,
+)
 
 Find = Callable[[NonlinearProgram, Tensor], LocalMinimum]
 
@@ -59,6 +63,7 @@ class NonlinearCall:
         x, y, free, rows = tensors
         return Minimum(program, x, y, parameters, free, rows)
 
+    @without_inference_mode()
     def assess(self) -> DerivativeReport:
         """The report of the last backward pass, or one made by probing."""
         if self.report is None:
@@ -119,8 +124,8 @@ def ambiguous(minimum: Minimum, singular: Tensor) -> Tensor:
 def _probe(like: Tensor) -> Tensor:
     """Fixed numbers between 1/2 and 3/2, the same for every element."""
     generator = torch.Generator().manual_seed(0)
-    numbers = torch.rand(like.shape[1], generator=generator, dtype=like.dtype) + 0.5
-    return numbers.to(like.device).expand_as(like)
+    numbers = torch.rand(like.shape[1], generator=generator, dtype=like.dtype, device="cpu")
+    return (numbers + 0.5).to(like.device).expand_as(like)
 
 
 def _stand_in(solved: Tensor) -> Tensor:

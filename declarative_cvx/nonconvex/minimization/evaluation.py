@@ -10,8 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from declarative_cvx.errors import SpecificationError
-from declarative_cvx.nonconvex.minimization.program import Function, NonlinearProgram, Parameters
+from declarative_cvx.nonconvex.minimization.program import NonlinearProgram, Parameters
 
 # Entries of Jacobians from which rows are pulled back one by one, if there are large parameters:
 # the copies of these that batched passes make then cost more than they save (measured).
@@ -92,33 +91,38 @@ class Evaluation(Record):
 
 
 def equality_count(program: NonlinearProgram) -> int:
-    """Number of equalities, by evaluating one element's."""
-    return 0 if program.equality is None else _shape(program, program.equality)[0]
-
-
-def check_functions(program: NonlinearProgram) -> None:
-    """Refuse functions that return something of the wrong shape."""
-    shape = _shape(program, program.objective)
-    if shape:
-        raise SpecificationError(
-            f"the objective returns a tensor of shape {shape}, but a number, of shape (), is "
-            "expected: sum or average it."
-        )
-    for name in ("equality", "inequality"):
-        function = getattr(program, name)
-        if function is not None and len(shape := _shape(program, function)) != 1:
-            raise SpecificationError(
-                f"the {name} function returns a tensor of shape {shape}, but a vector, of shape "
-                "(k,), is expected: flatten or stack it."
-            )
-
-
-def _shape(program: NonlinearProgram, function: Function) -> tuple[int, ...]:
-    tensors = (*program.parameters, program.lower, program.upper)
-    device = next((t.device for t in tensors if t is not None), torch.device("cpu"))
-    x = torch.zeros(program.variables, dtype=torch.float64, device=device)
+    """Number of equalities, by evaluating one element's if it is not known."""
+    if program.equality is None:
+        return 0
+    if program.equalities is not None:
+        return program.equalities
+    x = torch.zeros(1, program.variables, dtype=torch.float64, device=program.device)
     with torch.no_grad():
-        return tuple(function(x, tuple(v[0].detach() for v in program.parameters)).shape)
+        first = tuple(value[:1].detach() for value in program.parameters)
+        return mapped(program, program.equality, x, first).shape[1]
+
+
+def mapped(
+    program: NonlinearProgram, function: Callable[..., Any], x: Tensor, parameters: Parameters
+) -> Any:
+    """A function of the program's kind at every element of a batch.
+
+    Parameters
+    ----------
+    program : NonlinearProgram
+        Says what kind that is.
+    function : callable
+        Returns a tensor, or a tuple of them.
+    x : Tensor, shape (batch, n)
+    parameters : tuple of Tensor
+        Each (batch or 1, ...).
+    """
+    if program.batched:
+        return function(x, parameters)
+    shared = len(x) > 1
+    dims = tuple(None if shared and len(value) == 1 else 0 for value in parameters)
+    values = tuple(v[0] if d is None else v for v, d in zip(parameters, dims, strict=True))
+    return torch.func.vmap(function, (0, dims))(x, values)
 
 
 def row_values(program: NonlinearProgram, x: Tensor, parameters: Parameters) -> Tensor:
@@ -132,15 +136,12 @@ def row_values(program: NonlinearProgram, x: Tensor, parameters: Parameters) -> 
     parameters : tuple of Tensor
         Each (batch or 1, ...).
     """
-    shared = len(x) > 1
-    dims = tuple(None if shared and len(value) == 1 else 0 for value in parameters)
-    values = tuple(v[0] if d is None else v for v, d in zip(parameters, dims, strict=True))
     functions = [program.objective, program.equality, program.inequality]
 
-    def all_of_one(x: Tensor, p: Parameters) -> tuple[Tensor, ...]:
+    def all_at_once(x: Tensor, p: Parameters) -> tuple[Tensor, ...]:
         return tuple(function(x, p) for function in functions if function is not None)
 
-    first, *rest = torch.func.vmap(all_of_one, (0, dims))(x, values)
+    first, *rest = mapped(program, all_at_once, x, parameters)
     return torch.cat([first[:, None], *rest], 1) if rest else first[:, None]
 
 

@@ -11,19 +11,21 @@ from declarative_cvx.nonconvex.minimization.active_set import ActiveSet, weakly_
 from declarative_cvx.nonconvex.minimization.conjugate_gradients import is_large
 from declarative_cvx.nonconvex.minimization.curvature import descent_directions, downhill
 from declarative_cvx.nonconvex.minimization.evaluation import Record, equality_count, values
+from declarative_cvx.nonconvex.minimization.external import External, InTurn, claimed
 from declarative_cvx.nonconvex.minimization.infeasibility import (
     excess_of,
     infeasibility_slope,
     less_violated,
 )
 from declarative_cvx.nonconvex.minimization.kkt_residual import KKTPoint, KKTResiduals
-from declarative_cvx.nonconvex.minimization.minimizer import Minimizer, bounds
+from declarative_cvx.nonconvex.minimization.minimizer import Minimizer, MinimizerAnswer, bounds
 from declarative_cvx.nonconvex.minimization.multipliers import with_multipliers
 from declarative_cvx.nonconvex.minimization.polish import (
     ACCEPTED,
     Box,
     Candidate,
     look,
+    look_without_hessian,
     polish,
     polish_without_hessian,
 )
@@ -32,6 +34,10 @@ from declarative_cvx.status import Status
 
 # Residual of a start that Newton's method is tried from at once, and how far that may then lead.
 _WARM, _NEAR = 1e-2, 0.1
+# Relative slacks of active constraints that answers of unknown accuracy may have.
+_ACCURACIES = (1e-8, 1e-6, 1e-4, 1e-2)
+# How far, relatively, Newton's method may lead from an answer that is somebody else's.
+_SAME = 1e-2
 # Violation, and slope of the violation, both relative, of a point that shows infeasibility.
 _VIOLATED, _FLAT = 1e-6, 1e-4
 # Times that a saddle point is left.
@@ -54,6 +60,8 @@ class LocalMinimum(Record):
     status, iterations : Tensor of int64, shape (batch,)
     weak : Tensor of bool, shape (batch,)
         Whether a constraint is active with a zero multiplier.
+    source : Tensor of int64, shape (batch,)
+        Who found it: 0 is the minimiser, 1 the first of its alternatives, ...
     """
 
     point: KKTPoint
@@ -63,6 +71,7 @@ class LocalMinimum(Record):
     status: Tensor
     iterations: Tensor
     weak: Tensor
+    source: Tensor
 
 
 def local_minima(program: NonlinearProgram, start: Tensor, minimizer: Minimizer) -> LocalMinimum:
@@ -98,17 +107,88 @@ def _choose(found: LocalMinimum, starts: int, batch: int) -> Tensor:
 
 def _minimise(program: NonlinearProgram, start: Tensor, minimizer: Minimizer) -> LocalMinimum:
     """From one start; what fails is tried again in other ways."""
-    found = _descend(program, start, minimizer)
-    for other in minimizer.alternatives():
-        final = (found.status == int(Status.OPTIMAL)) | (found.status == int(Status.UNBOUNDED))
-        failed = torch.where(~final)[0]
+    first = minimizer.turns[0] if isinstance(minimizer, InTurn) else minimizer
+    found = _attempt(program, start, first)
+    settled = _settled(found, first)
+    for number, other in enumerate(minimizer.alternatives(), 1):
+        failed = torch.where(~settled)[0]
         if not len(failed):
             break
-        old, new = found.select(failed), _descend(program.select(failed), start[failed], other)
+        old, new = found.select(failed), _attempt(program.select(failed), start[failed], other)
+        new = replace(new, source=torch.full_like(new.source, number))
         total = old.iterations + new.iterations
-        solved = (new.status == int(Status.OPTIMAL)) | (new.status == int(Status.UNBOUNDED))
-        found = found.put(failed, replace(new.where(solved, old), iterations=total))
+        better = _settled(new, other)
+        found = found.put(failed, replace(new.where(better, old), iterations=total))
+        settled = settled.index_copy(0, failed, better)
     return found
+
+
+def _settled(found: LocalMinimum, minimizer: Minimizer) -> Tensor:
+    """Elements that nobody else is asked about, bool, shape (batch,).
+
+    That no point nearby violates the constraints less does not show that there is none; what
+    comes from elsewhere has a certificate.
+    """
+    final = (found.status == int(Status.OPTIMAL)) | (found.status == int(Status.UNBOUNDED))
+    if isinstance(minimizer, External):
+        final = final | (found.status == int(Status.INFEASIBLE))
+    return final
+
+
+def _attempt(program: NonlinearProgram, start: Tensor, minimizer: Minimizer) -> LocalMinimum:
+    if isinstance(minimizer, External):
+        return _as_given(program, start, minimizer.solve(program, start), minimizer.own)
+    return _descend(program, start, minimizer)
+
+
+def _as_given(
+    program: NonlinearProgram, start: Tensor, answer: MinimizerAnswer, own: int | None
+) -> LocalMinimum:
+    """Somebody else's answer, sharpened and verified; no other point takes its place."""
+    equalities, box, usable = equality_count(program), _box(program, start), claimed(answer)
+    x = torch.where(usable[:, None], answer.x, start)
+    if is_large(program):
+        given = look_without_hessian(program, x, box)
+        best = polish_without_hessian(program, x, box)
+    else:
+        given = _with_best_multipliers(program, x, box, equalities)
+        best = polish(program, given.point, box, equalities)
+    near = (best.point.x - x).abs() <= _SAME * (1 + x.abs())
+    best = best.where(near[:, :own].all(1), given)
+    status = torch.where(best.worst <= ACCEPTED, int(Status.OPTIMAL), int(Status.INACCURATE))
+    saddles = _saddles(program, best, equalities)[0]
+    status = status.index_fill(0, saddles, int(Status.INACCURATE))
+    status = torch.where(usable, status, answer.status)
+    found = _assemble(best, status, answer.iterations, equalities)
+    unknown = torch.full_like(found.value, torch.nan)
+    return replace(
+        found,
+        residuals=found.residuals.where(usable, KKTResiduals(unknown, unknown, unknown)),
+    )
+
+
+def _with_best_multipliers(
+    program: NonlinearProgram, x: Tensor, box: Box | None, equalities: int
+) -> Candidate:
+    """A point as it is; which constraints are active is guessed from how accurate it may be."""
+    guesses = (with_multipliers(program, x, box, equalities, near) for near in _ACCURACIES)
+    first, *others = (look(program, guess, box, equalities) for guess in guesses)
+    for other in others:
+        first = first.better(other)
+    return first
+
+
+def _saddles(program: NonlinearProgram, best: Candidate, equalities: int) -> tuple[Tensor, Tensor]:
+    """Elements that can be improved in a direction of negative curvature, and directions."""
+    if is_large(program):
+        return downhill(program, best)
+    return descent_directions(best.at, best.point.x, best.found, equalities)
+
+
+def _box(program: NonlinearProgram, like: Tensor) -> Box | None:
+    if program.lower is None and program.upper is None:
+        return None
+    return Box(*bounds(program, like))
 
 
 def _descend(program: NonlinearProgram, start: Tensor, minimizer: Minimizer) -> LocalMinimum:
@@ -156,18 +236,14 @@ def _one_round(
     program: NonlinearProgram, start: Tensor, minimizer: Minimizer
 ) -> tuple[LocalMinimum, Tensor, Tensor]:
     """Minimise, polish, verify; elements at saddle points, and directions that lead down."""
-    equalities = equality_count(program)
-    box = None
-    if program.lower is not None or program.upper is not None:
-        box = Box(*bounds(program, start))
+    equalities, box = equality_count(program), _box(program, start)
     if is_large(program):
         answer = minimizer.solve(program, start)
         best = polish_without_hessian(program, answer.x, box)
-        elements, directions = downhill(program, best)
         said, iterations = answer.status, answer.iterations
     else:
         best, said, iterations = _stationary_point(program, start, minimizer, box, equalities)
-        elements, directions = descent_directions(best.at, best.point.x, best.found, equalities)
+    elements, directions = _saddles(program, best, equalities)
     pull = _pull(best, said, equalities)
     status = _verify(best, said, box, equalities, pull)
     solved = status[elements] == int(Status.OPTIMAL)
@@ -264,7 +340,7 @@ def _assemble(best: Candidate, status: Tensor, iterations: Tensor, equalities: i
     )
     return LocalMinimum(
         point, active, best.at.objective, best.found.residuals, status, iterations,
-        weakly_active(best.found),
+        weakly_active(best.found), torch.zeros_like(status),
     )  # fmt: skip
 
 

@@ -73,31 +73,17 @@ class Minimizer(ABC):
 
     What it answers is polished and verified, so its tolerance need not be tighter than Newton's
     method needs, and multipliers that it does not know may be NaN.
-
-    Parameters
-    ----------
-    tol : float
-        Relative size of the violations of the optimality conditions to stop at.
-    max_iters : int
     """
 
     name: ClassVar[str]
     takes_constraints: ClassVar[bool]
-    tol: float = 1e-9
-    max_iters: int = 500
-
-    def __post_init__(self) -> None:
-        if not 0 < self.tol < 1:
-            raise BackendError(f"tol is {self.tol}, but a number between 0 and 1 is expected.")
-        if self.max_iters < 1:
-            raise BackendError(f"max_iters is {self.max_iters}, but at least 1 is expected.")
 
     @abstractmethod
     def solve(self, program: NonlinearProgram, start: Tensor) -> MinimizerAnswer:
         """Minimise each element from its own start, of shape (batch, n)."""
 
     def alternatives(self) -> tuple[Minimizer, ...]:
-        """Variants to try, in this order, where this one has failed."""
+        """Others to try, in this order, on elements that this one has not settled."""
         return ()
 
 
@@ -107,7 +93,22 @@ class Iterative(Minimizer):
 
     Every element has its own steps and stops on its own; what the others are does not change its
     answer. Finished elements are frozen, and left out once they are many.
+
+    Parameters
+    ----------
+    tol : float
+        Relative size of the violations of the optimality conditions to stop at.
+    max_iters : int
     """
+
+    tol: float = 1e-9
+    max_iters: int = 500
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tol < 1:
+            raise BackendError(f"tol is {self.tol}, but a number between 0 and 1 is expected.")
+        if self.max_iters < 1:
+            raise BackendError(f"max_iters is {self.max_iters}, but at least 1 is expected.")
 
     def solve(self, program: NonlinearProgram, start: Tensor) -> MinimizerAnswer:
         if not self.takes_constraints and (program.equality or program.inequality):

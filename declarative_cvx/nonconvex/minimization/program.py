@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 Parameters = tuple[Tensor, ...]
-# Of one element: x of shape (n,) and its parameters, without a batch dimension.
+# Of one element: x of shape (n,) and its parameters, without a batch dimension. Or, where
+# `NonlinearProgram.batched` says so, of a batch: x (batch, n) and parameters (batch or 1, ...).
 Function = Callable[[Tensor, Parameters], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class NonlinearProgram:
-    """Functions of one element, and the parameter values of a batch.
+    """Functions of an element, and the parameter values of a batch.
 
     Attributes
     ----------
@@ -26,12 +28,19 @@ class NonlinearProgram:
     objective : callable
         f(x, p), of shape ().
     equality, inequality : callable or None
-        h(x, p) and g(x, p), of shapes (k,) and (l,); None if there are none.
+        h(x, p) and g(x, p), of shapes (k,) and (l,); None if there are none. Gradients reach
+        what is in p, and nothing else: a tensor that requires a gradient belongs there.
     lower, upper : Tensor or None
         Bounds, shape (batch or 1, n), infinite where there are none.
     parameters : tuple of Tensor
         Each (batch or 1, ...): a value for every element, or one that all share.
     batch : int
+    batched : bool
+        Whether the functions take a batch, x (batch, n) and parameters (batch or 1, ...), and
+        return a value for each of its elements, which may not depend on the others. Functions
+        of one element are mapped by torch.func.vmap.
+    equalities : int or None
+        Number k of equalities; None: found by evaluating them.
     """
 
     variables: int
@@ -42,6 +51,22 @@ class NonlinearProgram:
     upper: Tensor | None
     parameters: Parameters
     batch: int
+    batched: bool = False
+    equalities: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """That of the parameters and bounds; the CPU if there are none."""
+        tensors = (*self.parameters, self.lower, self.upper)
+        return next((t.device for t in tensors if t is not None), torch.device("cpu"))
+
+    @property
+    def crossing(self) -> Tensor:
+        """How far a lower bound is above its upper one, shape (batch,), infinite at NaN."""
+        if self.lower is None or self.upper is None:
+            return torch.zeros(self.batch, device=self.device)
+        gaps = torch.nn.functional.pad((self.lower - self.upper).clamp(min=0), (0, 1)).amax(1)
+        return torch.nan_to_num(gaps, nan=torch.inf).expand(self.batch)
 
     def select(self, index: Tensor) -> NonlinearProgram:
         """The elements of the batch named by an index tensor."""

@@ -14,7 +14,8 @@ from declarative_cvx.nonconvex.minimization.differentiable import (
     NonlinearCall,
     minimize_differentiably,
 )
-from declarative_cvx.nonconvex.minimization.evaluation import check_functions, equality_count
+from declarative_cvx.nonconvex.minimization.evaluation import equality_count
+from declarative_cvx.nonconvex.minimization.function_checks import checked_functions
 from declarative_cvx.nonconvex.minimization.interior_point import InteriorPoint
 from declarative_cvx.nonconvex.minimization.kkt_residual import KKTResiduals
 from declarative_cvx.nonconvex.minimization.lbfgs import LBFGS
@@ -23,6 +24,7 @@ from declarative_cvx.nonconvex.minimization.minimizer import Minimizer
 from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
 from declarative_cvx.nonconvex.minimization.trust_region import TrustRegion
 from declarative_cvx.status import Status
+from declarative_cvx.transforms import without_inference_mode
 
 # Variables from which, without constraints, Hessians of every iterate cost more than they save.
 MANY = 40
@@ -73,6 +75,12 @@ class NonlinearSolution:
         return self.codes == int(Status.OPTIMAL)
 
     @property
+    def source(self) -> Tensor:
+        """Who found each element: 0 the minimiser, 1 the first of its alternatives, ..."""
+        assert self._call.found is not None
+        return self._call.found.source
+
+    @property
     def derivative(self) -> DerivativeReport:
         """Whether there is a derivative, and how accurately the adjoint system is solved."""
         return self._call.assess()
@@ -97,6 +105,7 @@ def automatic_minimizer(program: NonlinearProgram) -> Minimizer:
     return LBFGS() if program.variables >= MANY else TrustRegion()
 
 
+@without_inference_mode()
 def solve_nonlinear(
     program: NonlinearProgram,
     start: Tensor,
@@ -123,7 +132,8 @@ def solve_nonlinear(
     ParameterError
         The start, a parameter or a bound has the wrong shape.
     SpecificationError
-        A function returns something of the wrong shape.
+        A function returns something of the wrong shape, or uses a tensor that requires a
+        gradient and is no parameter.
     """
     starts = _checked_start(program, start)
     _check(program)
@@ -133,7 +143,7 @@ def solve_nonlinear(
         lower=None if program.lower is None else _double(program.lower),
         upper=None if program.upper is None else _double(program.upper),
     )
-    check_functions(exact)
+    exact = checked_functions(exact, starts[0])
     chosen = automatic_minimizer(exact) if minimizer is None else minimizer
     call = NonlinearCall(exact, partial(local_minima, minimizer=chosen), on_irregular)
     found = minimize_differentiably(exact, starts, call)
@@ -165,7 +175,7 @@ def _checked_start(program: NonlinearProgram, start: Tensor) -> Tensor:
         raise ParameterError(
             f"start has dtype {start.dtype}, but a floating-point one is expected."
         )
-    return starts.detach().to(torch.float64).expand(-1, batch, -1)
+    return _double(starts.detach()).expand(-1, batch, -1)
 
 
 def _check(program: NonlinearProgram) -> None:

@@ -130,7 +130,7 @@ def _semidefinite(smoother: Smoother, constraint: PSD) -> Duals:
         return lambda answer: [answer.multiplier(single)]
     X = (X + cp.swapaxes(X, -2, -1)) / 2
     triangle = np.nonzero(np.broadcast_to(np.tri(X.shape[-1], dtype=bool), X.shape))
-    L = smoother.introduce(X, _factor, cp.Variable(X.shape, sparsity=triangle))
+    L = smoother.introduce(X, _factor, cp.Variable(X.shape, sparsity=triangle), _exact_factor)
     row = smoother.zero(X - L @ cp.swapaxes(L, -2, -1))
     return lambda answer: [-answer.multiplier(row)]
 
@@ -138,6 +138,14 @@ def _semidefinite(smoother: Smoother, constraint: PSD) -> Duals:
 def _factor(X: Tensor) -> Tensor:
     """The triangular factor of a matrix near X that is well within the cone."""
     return torch.linalg.cholesky_ex(interior(torch.nan_to_num(X))).L
+
+
+def _exact_factor(X: Tensor) -> Tensor:
+    """The triangular factor, with a nonnegative diagonal, of the nearest semidefinite matrix."""
+    values, vectors = torch.linalg.eigh(torch.nan_to_num(X))
+    root = vectors * values.clamp(min=0.0).sqrt()[..., None, :]
+    R = torch.linalg.qr(root.mT).R
+    return (R * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[..., :, None]).mT
 
 
 def _exponential(smoother: Smoother, constraint: ExpCone) -> Duals:

@@ -42,11 +42,14 @@ class Auxiliary:
         What it starts from, in variables that come before it.
     repair : callable
         Moves that value, of one element, to where it can be used as a start.
+    exact : callable
+        Makes it the variable's value, of one element, without moving it.
     """
 
     variable: cp.Variable
     start: cp.Expression
     repair: Callable[[Tensor], Tensor]
+    exact: Callable[[Tensor], Tensor] = torch.nan_to_num
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,12 +184,13 @@ class Smoother:
         start: cp.Expression,
         repair: Callable[[Tensor], Tensor] = torch.nan_to_num,
         variable: cp.Variable | None = None,
+        exact: Callable[[Tensor], Tensor] = torch.nan_to_num,
         **attributes: object,
     ) -> cp.Variable:
         """A new variable that starts where an expression is, of its shape unless it is given."""
         if variable is None:
             variable = cp.Variable(start.shape, **attributes)
-        self.auxiliaries.append(Auxiliary(variable, start, repair))
+        self.auxiliaries.append(Auxiliary(variable, start, repair, exact))
         return variable
 
     def lift(self, argument: cp.Expression, domain: Domain | None) -> cp.Expression:
@@ -246,6 +250,7 @@ def restriction_of(argument: cp.Expression, domain: Domain) -> Restriction | Non
 
 def selected(argument: cp.Expression, variable: cp.Variable) -> np.ndarray:
     """Which entries of a variable, in C order, an expression picks: found by picking numbers."""
-    numbers = torch.arange(variable.size, dtype=torch.float64).reshape(variable.shape)
+    numbers = torch.arange(variable.size, dtype=torch.float64, device="cpu")
+    numbers = numbers.reshape(variable.shape)
     picked = translate_expression(argument)({variable.id: numbers})
     return picked.reshape(-1).round().to(torch.int64).numpy()

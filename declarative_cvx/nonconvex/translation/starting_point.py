@@ -17,6 +17,7 @@ from declarative_cvx.nonconvex.translation.expression import Values, translate_e
 from declarative_cvx.nonconvex.translation.layout import Layout
 from declarative_cvx.nonconvex.translation.over_batch import over_batch
 from declarative_cvx.nonconvex.translation.smoothing import Auxiliary, Restriction
+from declarative_cvx.transforms import transforming
 
 
 class StartingPoint:
@@ -58,7 +59,7 @@ class StartingPoint:
         """Starting points, (batch, n); arguments as for `NonlinearForm.start`."""
         assert program.lower is not None
         assert program.upper is not None
-        x = _middle(program.lower, program.upper).expand(program.batch, -1).clone()
+        x = middle(program.lower, program.upper).expand(program.batch, -1).clone()
         shift = torch.zeros_like(x[0])
         for variable in self._unknowns:
             at = self._layout.slices[variable.id]
@@ -69,9 +70,25 @@ class StartingPoint:
                 x[:, at] = over_batch(self._reducer(variable), [value.to(x)], program.batch)
         first = self._repaired(program, x)
         usable = over_batch(_finite(program), [first, *program.parameters], program.batch)
-        if usable.all():
+        if not transforming() and usable.all():
             return first
         return torch.where(usable[:, None], first, self._repaired(program, x + shift))
+
+    def at(self, program: NonlinearProgram, given: Mapping[int, Tensor]) -> Tensor:
+        """Points where the unknowns have given values; arguments as for `NonlinearForm.at`."""
+        assert program.lower is not None
+        assert program.upper is not None
+        first = self.of(program, given, None)
+        x = first.clone()
+        for variable in self._unknowns:
+            value = given[variable.id].to(x)
+            x[:, self._layout.slices[variable.id]] = over_batch(
+                self._reducer(variable), [value], program.batch
+            )
+        arguments = [x, program.lower, program.upper, *program.parameters]
+        exact = over_batch(self._place, arguments, program.batch)
+        usable = over_batch(_finite(program), [exact, *program.parameters], program.batch)
+        return torch.where(usable[:, None], exact, first)
 
     def _repaired(self, program: NonlinearProgram, x: Tensor) -> Tensor:
         assert program.lower is not None
@@ -83,16 +100,23 @@ class StartingPoint:
         return lambda value: self._layout.reduce(variable, value)
 
     def _repair(self, x: Tensor, lower: Tensor, upper: Tensor, *parameters: Tensor) -> Tensor:
-        """Move a point into domains and bounds, then put auxiliary variables where they belong."""
+        """Move a point into domains and bounds, and auxiliary variables near where they belong."""
         for restriction, mask in self._restrictions:
             value = self._layout.values(x)[restriction.variable.id]
             repaired = restriction.domain.repair(value)
             if mask is not None:
                 repaired = torch.where(torch.as_tensor(mask, device=x.device), repaired, value)
             x = self._put(x, restriction.variable, repaired)
+        return self._place(x, lower, upper, *parameters, exact=False)
+
+    def _place(
+        self, x: Tensor, lower: Tensor, upper: Tensor, *parameters: Tensor, exact: bool = True
+    ) -> Tensor:
+        """Move a point into bounds, then put auxiliary variables where they belong."""
         x = torch.clamp(x, lower, upper)
         for auxiliary, start in self._auxiliaries:
-            value = auxiliary.repair(start(self._values(x, parameters)))
+            value = start(self._values(x, parameters))
+            value = auxiliary.exact(value) if exact else auxiliary.repair(value)
             x = torch.clamp(self._put(x, auxiliary.variable, value), lower, upper)
         return x
 
@@ -117,7 +141,8 @@ def _finite(program: NonlinearProgram) -> Callable[..., Tensor]:
 
 def _spread(count: int) -> Tensor:
     """Different numbers between 0.5 and 1, by multiples of the golden ratio."""
-    return 0.5 + torch.arange(1, count + 1, dtype=torch.float64) * (math.sqrt(5) - 1) / 2 % 1 / 2
+    numbers = torch.arange(1, count + 1, dtype=torch.float64, device="cpu")
+    return 0.5 + numbers * (math.sqrt(5) - 1) / 2 % 1 / 2
 
 
 def _mask(restriction: Restriction) -> np.ndarray | None:
@@ -129,7 +154,7 @@ def _mask(restriction: Restriction) -> np.ndarray | None:
     return mask.reshape(restriction.variable.shape)
 
 
-def _middle(lower: Tensor, upper: Tensor) -> Tensor:
+def middle(lower: Tensor, upper: Tensor) -> Tensor:
     """The middle of two bounds, 1 from a single one, and 0 without any."""
     one_sided = torch.where(
         lower.isfinite(), lower + 1, torch.where(upper.isfinite(), upper - 1, 0.0)
@@ -148,13 +173,14 @@ def _first_value(
     if generator is not None:
         limits = _limits(variable)
         if limits is not None:
-            low, high = (torch.as_tensor(_dense(end)) for end in limits)
+            low, high = (torch.from_numpy(_dense(end)) for end in limits)
             shape = (batch, *variable.shape)
-            return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+            share = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
+            return low + (high - low) * share
     value = variable.value
     if value is None and (variable.attributes["PSD"] or variable.attributes["NSD"]):
         value = np.eye(variable.shape[-1]) * (1 if variable.attributes["PSD"] else -1)
-    return None if value is None else torch.as_tensor(_dense(value))[None]
+    return None if value is None else torch.from_numpy(_dense(value))[None]
 
 
 def _limits(variable: cp.Variable) -> Sequence[Any] | None:

@@ -212,9 +212,7 @@ class NonlinearForm:
         The largest violation of constraints without variables and of lower <= upper; infinite
         where it is not a number.
         """
-        lower, upper = _bounds_of(program)
-        gaps = torch.nn.functional.pad((lower - upper).clamp(min=0), (0, 1)).amax(1)
-        gaps = gaps.expand(program.batch)
+        gaps = program.crossing
         if self._violations is None:
             return gaps
         found = over_batch(self._largest_violation, program.parameters, program.batch)
@@ -252,6 +250,16 @@ class NonlinearForm:
         """
         with torch.no_grad():
             return self._start.of(program, given or {}, generator)
+
+    def at(self, program: NonlinearProgram, given: Mapping[int, Tensor]) -> Tensor:
+        """The points, (batch, n), where the problem's variables have given values.
+
+        `given` holds them, (batch or 1, *shape), by their ids. They are moved into bounds;
+        auxiliary variables are exactly where they belong or, where a function or its derivative
+        is not finite there, where `start` has them.
+        """
+        with torch.no_grad():
+            return self._start.at(program, given)
 
     def recover(self, variable: cp.Variable, x: Tensor) -> Tensor:
         """The values of a variable, (batch, *shape), at points x, (batch, n)."""
