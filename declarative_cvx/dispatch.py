@@ -14,6 +14,9 @@ from declarative_cvx.convex import ConvexRoute
 from declarative_cvx.derivative import Derivative
 from declarative_cvx.errors import BackendError, SpecificationError
 from declarative_cvx.nonconvex.cvxpy_form import CvxpyForm
+from declarative_cvx.nonconvex.fixed_points import FixedPointProblem
+from declarative_cvx.nonconvex.fixed_points.iteration import METHODS
+from declarative_cvx.nonconvex.fixed_points.route import FixedPointRoute
 from declarative_cvx.nonconvex.form import Form
 from declarative_cvx.nonconvex.kernel_route import KernelRoute
 from declarative_cvx.nonconvex.nonlinear_route import NonlinearRoute
@@ -104,6 +107,30 @@ def torch_form(
     problem: TorchProblem, parameters: Any, variables: Sequence[str] | None, wishes: Wishes
 ) -> TorchForm:
     """A problem written in torch; options that would do nothing are refused."""
+    _refuse_options_of_cvxpy(problem, parameters, wishes)
+    return TorchForm(problem, variables, wishes.restarts)
+
+
+def fixed_point_route(
+    problem: FixedPointProblem, parameters: Any, variables: Any, wishes: Wishes
+) -> FixedPointRoute:
+    """Fixed points; options that would do nothing are refused."""
+    _refuse_options_of_cvxpy(problem, parameters, wishes)
+    if variables is not None or wishes.restarts:
+        raise SpecificationError(
+            "a FixedPointProblem has one variable, and one solution that is looked for: leave "
+            "variables= and restarts= out."
+        )
+    if not isinstance(wishes.solver, str):
+        raise BackendError(
+            f"solver={wishes.solver!r} is for problems with an objective; for a fixed point name a "
+            f"method: {', '.join(METHODS)}."
+        )
+    changed = problem if wishes.solver == "auto" else replace(problem, method=wishes.solver)
+    return FixedPointRoute(changed, wishes.on_irregular, wishes.solver_args)
+
+
+def _refuse_options_of_cvxpy(problem: Any, parameters: Any, wishes: Wishes) -> None:
     for option, given, default in (
         ("parameters", parameters, None),
         ("derivative", wishes.derivative, "auto"),
@@ -113,10 +140,9 @@ def torch_form(
     ):
         if given != default:
             raise SpecificationError(
-                f"{option}={given!r} is for problems written in CVXPY; a TorchProblem, which names "
-                "its parameters itself, is solved without."
+                f"{option}={given!r} is for problems written in CVXPY; a "
+                f"{type(problem).__name__}, which names its parameters itself, is solved without."
             )
-    return TorchForm(problem, variables, wishes.restarts)
 
 
 def _fits_kernel(

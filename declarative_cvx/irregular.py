@@ -41,10 +41,10 @@ def complain(elements: Sequence[int], reasons: Sequence[str], on_irregular: str)
     )
     if on_irregular == "raise":
         raise IrregularError(text)
-    warnings.warn(text, IrregularWarning, stacklevel=_level_of_caller())
+    warnings.warn(text, IrregularWarning, stacklevel=level_of_caller())
 
 
-def _level_of_caller() -> int:
+def level_of_caller() -> int:
     """The stack level, seen from the calling function, of the code that uses torch and this."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OURS):

@@ -16,10 +16,12 @@ from declarative_cvx.dispatch import (
     Wishes,
     check_leaves,
     cvxpy_route,
+    fixed_point_route,
     nonlinear_route,
     torch_form,
 )
 from declarative_cvx.errors import SolveError, SpecificationError
+from declarative_cvx.nonconvex.fixed_points import FixedPointProblem
 from declarative_cvx.nonconvex.solver_choice import Choice
 from declarative_cvx.nonconvex.torch_problem import TorchProblem
 from declarative_cvx.parameters import ParameterSpec, check_arguments
@@ -33,14 +35,14 @@ class DeclarativeLayer(nn.Module):
 
     Parameters
     ----------
-    problem : cvxpy.Problem or TorchProblem
+    problem : cvxpy.Problem, TorchProblem or FixedPointProblem
         Convex or, with ``gp=True``, a geometric program (DPP, DGP): solved by cone solvers. Or
         any problem of smooth functions (DNLP), of which a local minimum is found. `spec` says
         which of them it is. It is not changed. Or a problem written in torch, treated like the
-        latter.
+        latter. Or a fixed point, without an objective: its optimal value is zero.
     parameters : sequence of cvxpy.Parameter
         All parameters of the problem, in the order in which tensors will be passed. A
-        `TorchProblem` names them itself.
+        `TorchProblem` or `FixedPointProblem` names them itself.
     variables : sequence of cvxpy.Variable
         What the layer returns: variables of the problem, or dual variables of its constraints
         (``constraint.dual_variables[0]``). For a `TorchProblem` names: of variables (by default
@@ -105,7 +107,7 @@ class DeclarativeLayer(nn.Module):
 
     def __init__(
         self,
-        problem: cp.Problem | TorchProblem,
+        problem: cp.Problem | TorchProblem | FixedPointProblem,
         parameters: Sequence[cp.Parameter] | None = None,
         variables: Sequence[cp.Variable] | Sequence[str] | None = None,
         solver: Backend | Choice = "auto",
@@ -144,7 +146,11 @@ class DeclarativeLayer(nn.Module):
         self._previous: Any = None
 
     def _set_up(
-        self, problem: cp.Problem | TorchProblem, parameters: Any, variables: Any, wishes: Wishes
+        self,
+        problem: cp.Problem | TorchProblem | FixedPointProblem,
+        parameters: Any,
+        variables: Any,
+        wishes: Wishes,
     ) -> None:
         self._route: Route
         if isinstance(problem, TorchProblem):
@@ -153,6 +159,15 @@ class DeclarativeLayer(nn.Module):
             self._parameters_spec, self._output_names = form.parameters, form.outputs
             for name, module in problem.modules.items():
                 self.add_module(name, module)
+        elif isinstance(problem, FixedPointProblem):
+            self.spec = ProblemSpec(Verdict.FIXED_POINT)
+            self._route = fixed_point_route(problem, parameters, variables, wishes)
+            self._parameters_spec = tuple(
+                ParameterSpec(name, tuple(shape)) for name, shape in problem.parameters.items()
+            )
+            self._output_names = ("x",)
+            if isinstance(problem.function, nn.Module):
+                self.function = problem.function
         else:
             check_leaves(problem, parameters, variables)
             self.spec = classify(problem, wishes.gp)

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from declarative_cvx.program import ConeProgram, Point
 
+# Above this, data are taken to mean that there is no bound.
+INFINITE = 1e15
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -93,11 +96,14 @@ class Scaling:
 def _size(values: Tensor) -> Tensor:
     """Geometric mean of the nonzero entries' sizes, shape (batch or 1, 1); 0 if there are none.
 
-    One entry of 1e10, a bound that stands for none, does not decide the units of the others.
+    One entry of 1e10, a bound that stands for none, does not decide the units of the others; nor
+    do those that are nothing but rounding beside the largest, such as zeros that come out of an
+    earlier computation as 1e-27.
     """
-    nonzero = values != 0
+    sizes = values.abs()
+    nonzero = sizes > torch.finfo(values.dtype).eps * _largest_finite(sizes)
     count = nonzero.sum(1, keepdim=True)
-    logs = torch.where(nonzero, values, 1.0).abs().log().sum(1, keepdim=True)
+    logs = torch.where(nonzero, sizes, 1.0).log().sum(1, keepdim=True)
     return torch.where(count > 0, (logs / count.clamp(min=1)).exp(), 0.0)
 
 
@@ -106,6 +112,12 @@ def _largest(values: Tensor) -> Tensor:
     if values.shape[1] == 0:
         return values.new_zeros((values.shape[0], 1))
     return values.abs().amax(1, keepdim=True)
+
+
+def _largest_finite(sizes: Tensor) -> Tensor:
+    """Largest entry that is not so large as to stand for infinity; the largest if all are."""
+    finite = _largest(torch.where(sizes > INFINITE, 0.0, sizes))
+    return torch.where(finite > 0, finite, _largest(sizes))
 
 
 def _power(values: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ class Verdict(Enum):
     CONVEX = "convex, but not disciplined parametrized (DPP)"
     SMOOTH = "nonconvex, disciplined nonlinear (DNLP)"
     TORCH = "written in torch, its functions taken to be smooth"
+    FIXED_POINT = "a fixed point of a function written in torch"
     MIXED_INTEGER = "mixed-integer"
     COMPLEX = "complex-valued"
     EMPTY = "without variables"

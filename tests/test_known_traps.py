@@ -266,3 +266,18 @@ def test_unit_of_the_objective_does_not_matter(solver: str, unit: float) -> None
     # x = (v - nu) / 2 off the bound, where the second is; the budget then gives nu = 0.
     expected = np.array([0.5, -1.0, 1.5])
     assert_allclose(out.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["auto", "Clarabel", "SCS"])
+def test_zeros_that_come_as_rounding_do_not_set_the_units(solver: str) -> None:
+    """Sparse data out of an earlier computation, whose zeros are 1e-27."""
+    rng = np.random.default_rng(0)
+    exact = np.where(rng.random((8, 6)) < 0.7, 0.0, rng.normal(size=(8, 6)))
+    rough = exact + np.where(exact == 0, 1e-27 * rng.normal(size=exact.shape), 0.0)
+    x, A, b = cp.Variable(6), cp.Parameter((8, 6)), cp.Parameter(8)
+    objective = cp.Minimize(cp.norm1(A @ x - b) + 0.1 * cp.sum(x))
+    layer = DeclarativeLayer(cp.Problem(objective, [x >= 0, x <= 1]), [A, b], [x], solver=solver)
+    values = double([exact, rough]), double(np.arange(8.0))
+    solution = layer.solve(*values)
+    assert solution.status == (Status.OPTIMAL,) * 2
+    assert_allclose(*solution.value.detach().numpy(), rtol=1e-12)

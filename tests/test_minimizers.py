@@ -221,6 +221,31 @@ def test_infeasible_equations_end_where_their_violation_is_least() -> None:
     assert found.status == (Status.INFEASIBLE,)
 
 
+def test_a_locally_infeasible_point_with_crushed_slacks_is_recognised() -> None:
+    """An arm that has run into a disc: the multipliers, not the violations, are in balance."""
+    length, rest = numbers(0.4, 0.35, 0.25, 0.15), numbers(0.823, -0.238, 0.651, -0.217)
+    stiffness = numbers(0.908, 0.335, 0.781, 0.694)
+    target, disc = numbers(0.6609, 0.5654), numbers(0.7042, 0.1854)
+
+    def ends(x: Tensor) -> Tensor:
+        angle = x.cumsum(0)
+        return (length[:, None] * torch.stack([angle.cos(), angle.sin()], 1)).cumsum(0)
+
+    program = NonlinearProgram(
+        4,
+        lambda x, p: (stiffness * (x - rest) ** 2).sum(),
+        lambda x, p: ends(x)[-1] - target,
+        lambda x, p: 0.12**2 - ((ends(x)[:-1] - disc) ** 2).sum(1),
+        -2.2 * torch.ones(1, 4, dtype=double),
+        2.2 * torch.ones(1, 4, dtype=double),
+        (),
+        1,
+    )
+    start = numbers(0.5, 0.4, 0.3, 0.2)[None]
+    assert InteriorPoint().solve(program, start).status.tolist() == [int(Status.INFEASIBLE)]
+    assert solve_nonlinear(program, start).status == (Status.OPTIMAL,)  # on another path
+
+
 def test_unbounded_below() -> None:
     for minimizer in (TrustRegion(), LBFGS(), InteriorPoint()):
         program = unconstrained(2, lambda x, p: x[0] ** 3 + x[1] ** 2)

@@ -251,9 +251,12 @@ class InteriorPoint(Iterative):
         feasible = _largest(excess) <= 1e-6
         away = feasible & (state.at.objective < -1e12) & (state.x.abs().amax(1) > 1e10)
         outcome = torch.where(away, int(Status.UNBOUNDED), state.outcome)
-        slope = infeasibility_slope(excess, excess, state.at.rows, state.x, lower, upper)
-        no = ~feasible & (slope <= 1e-6) & (state.penalty <= 1e-5)
-        outcome = torch.where(no, int(Status.INFEASIBLE), outcome)
+        y = _point(state).y
+        pulls = (excess, 1e-5), (torch.where(y * excess > 0, y, 0.0), 0.01 * self.tol)
+        for pull, enough in pulls:
+            slope = infeasibility_slope(pull, excess, state.at.rows, state.x, lower, upper)
+            no = ~feasible & (slope <= 1e-6) & (state.penalty <= enough)
+            outcome = torch.where(no, int(Status.INFEASIBLE), outcome)
         outcome = torch.where(residual <= self.tol, int(Status.OPTIMAL), outcome)
         return torch.where(state.outcome == RUNNING, outcome, state.outcome)
 

@@ -1,0 +1,251 @@
+"""Fixed points of functions of the user's own."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+
+from declarative_cvx.errors import BackendError, ParameterError, SolveError, SpecificationError
+from declarative_cvx.layer import DeclarativeLayer
+from declarative_cvx.nonconvex.fixed_points.problem import FixedPointLayer, FixedPointProblem
+from declarative_cvx.nonconvex.fixed_points.route import FixedPointRoute
+from declarative_cvx.nonconvex.implicit.equilibrium import solve_equilibrium
+from declarative_cvx.parameters import Arguments
+
+
+def normal(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+class Cell(nn.Module):
+    """x -> tanh(W x + V u)."""
+
+    def __init__(self, n=3, p=2, scale=0.4):
+        super().__init__()
+        self.W = nn.Parameter(scale * normal(n, n, seed=5) / n**0.5)
+        self.V = nn.Parameter(normal(n, p, seed=6))
+
+    def forward(self, x, u):
+        return torch.tanh(x @ self.W.mT + u @ self.V.mT)
+
+
+@pytest.mark.parametrize("method", ["auto", "picard", "anderson", "newton"])
+def test_solution_and_gradients_are_those_of_the_implicit_model(method):
+    cell, u = Cell(), normal(4, 2)
+    problem = FixedPointProblem(cell, shape=(3,), tol=1e-13, method=method)
+    found = problem.solve(u).require_solved()
+    expected = solve_equilibrium(cell.W, u @ cell.V.mT, "tanh").x
+    torch.testing.assert_close(found.x, expected, rtol=1e-11, atol=1e-11)
+    grad = normal(4, 3, seed=1)
+    mine = torch.autograd.grad(found.x, list(cell.parameters()), grad)
+    theirs = torch.autograd.grad(expected, list(cell.parameters()), grad)
+    torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_slow_maps_are_solved():
+    """A rotation by 0.999, which has no few slow directions, and one slow direction."""
+    n = 20
+    rotation, u = 0.999 * torch.linalg.qr(normal(n, n))[0], normal(3, n, seed=1)
+    slow = 0.999 * torch.full((n, n), 1 / n, dtype=torch.float64)
+    for W in (rotation, slow):
+        problem = FixedPointProblem(lambda x, u, W=W: x @ W.mT + u, shape=(n,), tol=1e-12)
+        found = problem.solve(u.requires_grad_())
+        assert int(found.iterations.max()) < 200
+        expected = torch.linalg.solve(torch.eye(n) - W, u[..., None])[..., 0]
+        torch.testing.assert_close(found.x, expected, rtol=1e-8, atol=1e-8)
+        (grad,) = torch.autograd.grad(found.x.sum(), u)
+        expected = torch.linalg.solve((torch.eye(n) - W).mT, torch.ones(n).double())
+        torch.testing.assert_close(grad, expected.expand(3, n), rtol=1e-8, atol=1e-8)
+
+
+def test_first_and_second_derivatives_of_inputs_and_parameters():
+    cell, u = Cell(), normal(2, 2).requires_grad_()
+    layer = FixedPointLayer(FixedPointProblem(cell, shape=(3,), tol=1e-14))
+    names = [name for name, _ in layer.named_parameters()]
+
+    def call(u, *values):
+        parameters = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(layer, parameters, (u,))
+
+    values = [p.detach().clone().requires_grad_() for p in layer.parameters()]
+    assert gradcheck(call, (u, *values), check_forward_ad=True)
+    assert gradgradcheck(call, (u, *values))
+
+
+def test_transforms():
+    def solve(u):
+        problem = FixedPointProblem(lambda x, u: 0.5 * torch.sin(x) + u, shape=(2,), tol=1e-14)
+        return problem.solve(u).x
+
+    u = normal(3, 2)
+    slope = 0.5 * torch.cos(solve(u))
+    jacobian = torch.func.jacrev(solve)(u)
+    torch.testing.assert_close(
+        jacobian, torch.diag((1 / (1 - slope)).flatten()).reshape(3, 2, 3, 2)
+    )
+    torch.testing.assert_close(torch.func.jacfwd(solve)(u), jacobian)
+    several = torch.stack([u, -u])
+    torch.testing.assert_close(
+        torch.func.vmap(solve)(several), torch.stack([solve(u), solve(-u)]), rtol=1e-11, atol=1e-11
+    )
+
+
+def test_images_as_states():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(2, 2, 3, padding=1)
+    with torch.no_grad():
+        conv.weight.mul_(0.2)
+
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, x, u):
+            return torch.relu(self.conv(x) + u)
+
+    layer, u = FixedPointLayer(FixedPointProblem(Deep(), shape=(2, 6, 6))), torch.randn(3, 2, 6, 6)
+    x = layer(u)
+    torch.testing.assert_close(x, torch.relu(conv(x) + u), rtol=1e-4, atol=1e-5)
+    step = torch.optim.Adam(layer.parameters(), lr=0.02)
+    losses = []
+    for _ in range(15):
+        step.zero_grad()
+        loss = (layer(u) - 1).pow(2).mean()
+        loss.backward()
+        step.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_inputs_that_are_no_numbers():
+    class Embedded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(normal(5, 3))
+
+        def forward(self, x, index, u):
+            return 0.5 * torch.sin(x) + self.table[index] * u
+
+    cell, index, u = Embedded(), torch.tensor([0, 2, 2]), normal(3, 1, seed=1)
+    start = torch.zeros(3, 3, dtype=torch.float64)
+    x = FixedPointProblem(cell, shape=(3,), tol=1e-13).solve(index, u, start=start).x
+    (grad,) = torch.autograd.grad(x.sum(), cell.table)
+    slope = (u / (1 - 0.5 * torch.cos(x))).detach()
+    torch.testing.assert_close(grad, torch.zeros(5, 3).double().index_add(0, index, slope))
+
+
+def test_elements_without_a_solution():
+    layer = FixedPointLayer(FixedPointProblem(lambda x, u: x * x + u, shape=(1,), max_iters=60))
+    u = torch.tensor([[0.1], [1.0]]).double().requires_grad_()
+    with pytest.raises(SolveError, match="element 1"):
+        layer(u)
+    layer.on_failure = "nan"
+    x = layer(u)
+    assert x.isnan().flatten().tolist() == [False, True]
+    root = (1 - (1 - 0.4) ** 0.5) / 2
+    torch.testing.assert_close(x[0, 0].item(), root)
+    (grad,) = torch.autograd.grad(x.nansum(), u)
+    torch.testing.assert_close(grad, torch.tensor([[1 / (1 - 2 * root)], [0.0]]).double())
+
+
+def test_tensors_that_would_get_no_gradient_are_refused():
+    W = (0.1 * normal(3, 3)).requires_grad_()
+    problem = FixedPointProblem(lambda x, u: torch.tanh(x @ W) + u, shape=(3,))
+    with pytest.raises(ParameterError, match="would get none"):
+        problem.solve(normal(2, 3))
+    with torch.no_grad():
+        problem.solve(normal(2, 3)).require_solved()
+
+
+def test_warm_start_copies_and_pickles():
+    layer = FixedPointLayer(FixedPointProblem(Cell(scale=0.9), shape=(3,)), warm_start=True)
+    u = normal(4, 2)
+    cold = layer.solve(u).iterations
+    assert bool((layer.solve(u).iterations < cold).all())
+    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(again.solve(u).iterations, cold)
+        again.function.W.data.zero_()  # the copy has one module, not two
+        torch.testing.assert_close(again(u), torch.tanh(u @ again.function.V.mT))
+
+
+def test_bad_arguments_are_refused():
+    for options, message in (
+        ({"shape": ()}, "shape"),
+        ({"shape": (0,)}, "shape"),
+        ({"shape": (1,), "tol": 2.0}, "tol"),
+        ({"shape": (1,), "method": "broyden"}, "method"),
+    ):
+        with pytest.raises(SpecificationError, match=message):
+            FixedPointProblem(torch.cos, **options)
+    with pytest.raises(SpecificationError, match="callable"):
+        FixedPointProblem(1, shape=(1,))
+    problem = FixedPointProblem(lambda x, u: x[:, :1] + u, shape=(2,))
+    with pytest.raises(ParameterError, match="returned"):
+        problem.solve(normal(3, 1))
+    with pytest.raises(ParameterError, match="start"):
+        problem.solve()
+    with pytest.raises(ParameterError, match="Argument 1"):
+        problem.solve(normal(3, 1), normal(2, 1))
+    with pytest.raises(ParameterError, match="start has shape"):
+        problem.solve(normal(3, 1), start=normal(3, 1))
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_route_of_a_layer(batched):
+    cell = Cell()
+    route = FixedPointRoute(FixedPointProblem(cell, shape=(3,)), "warn")
+    u = normal(4, 2) if batched else normal(2)
+    arguments = Arguments((u,), (batched,), 4 if batched else None, u.dtype, u.device)
+    found = route.solve(arguments, None, None)
+    (x,) = found.variables
+    torch.testing.assert_close(x, torch.tanh(x @ cell.W.mT + u @ cell.V.mT), rtol=0, atol=1e-9)
+    assert bool(found.solved.all())
+    assert bool(found.derivative.regular.all())
+    again = route.solve(arguments, {"tol": 1e-8}, found.state)
+    assert max(again.iterations) < max(found.iterations)
+    with pytest.raises(BackendError, match="max_iters"):
+        route.solve(arguments, {"max_iter": 5}, None)
+
+
+def test_the_same_layer():
+    cell = Cell()
+    problem = FixedPointProblem(cell, shape=(3,), parameters={"u": (2,)})
+    layer = DeclarativeLayer(problem)
+    assert layer.spec.verdict.name == "FIXED_POINT"
+    assert {id(p) for p in layer.parameters()} == {id(p) for p in cell.parameters()}
+    u = normal(4, 2).requires_grad_()
+    (x,) = layer(u)
+    torch.testing.assert_close(x, torch.tanh(x @ cell.W.mT + u @ cell.V.mT), rtol=0, atol=1e-9)
+    x.square().sum().backward()
+    expected = torch.autograd.grad(
+        FixedPointLayer(problem)(u).square().sum(), [u, *cell.parameters()]
+    )
+    for found, right in zip((u.grad, *(p.grad for p in cell.parameters())), expected, strict=True):
+        torch.testing.assert_close(found, right)
+    assert layer(u[0])[0].shape == (3,)
+    assert layer.solve(u)["x"].shape == (4, 3)
+    named = DeclarativeLayer(problem, solver="newton", solver_args={"tol": 1e-12})
+    assert float(named.solve(u).residuals.primal.max()) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"parameters": []}, SpecificationError, "parameters"),
+        ({"variables": ["x"]}, SpecificationError, "one variable"),
+        ({"restarts": 2}, SpecificationError, "restarts"),
+        ({"gp": True}, SpecificationError, "gp=True"),
+        ({"solver": "clarabel"}, SpecificationError, "method"),
+        ({"solver": lambda u: u}, BackendError, "objective"),
+        ({"solver_args": {"tolerance": 1}}, BackendError, "tol"),
+    ],
+)
+def test_the_layer_refuses_what_would_do_nothing(options, error, words):
+    problem = FixedPointProblem(Cell(), shape=(3,), parameters={"u": (2,)})
+    with pytest.raises(error, match=words):
+        DeclarativeLayer(problem, **options)
