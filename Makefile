@@ -11,7 +11,7 @@ export PIP_NO_INPUT := 1
 export MPLCONFIGDIR ?= $(CURDIR)/$(VENV)/matplotlib
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format docs clean
 .NOTPARALLEL:
 
 help:  ## show this list
@@ -39,8 +39,12 @@ format: $(VENV)/.test  ## bring the code into the style that lint checks
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+docs: $(VENV)/.docs  ## build the site of guides and reference in docs/_build/html
+	@$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 clean:  ## remove the environment, caches and results
-	rm -rf $(VENV) build dist *.egg-info *.png
+	rm -rf $(VENV) build dist *.egg-info *.png docs/_build docs/api/generated
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -51,8 +55,8 @@ $(BIN)/python:
 	@$(PYTHON) -m venv --clear $(VENV) \
 		|| { echo "On Debian and Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }
 
-# The stamp files say which extras are installed, and when; "test" contains "examples".
-$(VENV)/.examples $(VENV)/.test: $(VENV)/.%: $(INSTALLED_BY) | $(BIN)/python
+# The stamp files say which extras are installed, and when; "test" contains "docs" and "examples".
+$(VENV)/.docs $(VENV)/.examples $(VENV)/.test: $(VENV)/.%: $(INSTALLED_BY) | $(BIN)/python
 	@echo "== installing the package with its $* extra into $(VENV) (some minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --progress-bar off \
 		--constraint constraints.txt --editable '.[$*]'

@@ -1,5 +1,6 @@
 """Optimisation problems written in CVXPY, as differentiable PyTorch layers."""
 
+from declarative_cvx import implicit as implicit
 from declarative_cvx._version import __version__
 from declarative_cvx.atoms import (
     PenaltyAtom,
@@ -42,6 +43,9 @@ from declarative_cvx.nonconvex import (
     LBFGS,
     UNO,
     EigenSolution,
+    FixedPointLayer,
+    FixedPointProblem,
+    FixedPointSolution,
     ForwardSolver,
     GeneralisedEigen,
     InteriorPoint,
@@ -99,6 +103,9 @@ __all__ = [
     "DerivativeReport",
     "Diffcp",
     "EigenSolution",
+    "FixedPointLayer",
+    "FixedPointProblem",
+    "FixedPointSolution",
     "ForwardSolver",
     "GeneralisedEigen",
     "Implicit",
@@ -139,6 +146,7 @@ __all__ = [
     "compare",
     "geman_mcclure",
     "generalised_eigen",
+    "implicit",
     "optimal_transport",
     "penalty_atom",
     "project",

@@ -197,8 +197,8 @@ class DeclarativeLayer(nn.Module):
         Returns
         -------
         tuple of Tensor
-            Values of the `variables`, each (batch, *shape), or (*shape) if no parameter is
-            batched, in the parameters' common dtype and on their device; with
+            Values of the `variables`, each ``(batch, *shape)``, or ``(*shape)`` if no parameter
+            is batched, in the parameters' common dtype and on their device; with
             ``optimal_value=True`` the optimal value last.
 
         Raises

@@ -31,7 +31,7 @@ class Residuals:
     dual : Tensor, shape (batch,)
         P x + q + A'y likewise.
     gap : Tensor, shape (batch,)
-        The larger of |x'P x + q'x + b'y| and |s'y|, in units of the objective's terms.
+        The larger of ``|x'P x + q'x + b'y|`` and ``|s'y|``, in units of the objective's terms.
     cone : Tensor, shape (batch,)
         Distance of s from K and of y from K*, the larger one.
     """

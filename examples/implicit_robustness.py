@@ -14,10 +14,11 @@ certainly classified rightly, whatever the error within sigma (certified); how m
 attack by projected gradients (no certified one can be among those that fall); and how much wider
 the guaranteed intervals of the outputs are than the range that the attack finds.
 
-No attack reaches what is certified, and few images lie between the two: the intervals are 2 to 35 %
-wider than the ranges found. The robust counterpart pays with accuracy on clean images for being
-safest but one at large errors; affine recourse, less conservative, costs nothing and gains a
-little; training on the bounds themselves is best throughout.
+No attack reaches what is certified, and few images lie between the two. With the default settings
+the intervals are 2 to 35 % wider than the ranges found; the robust counterpart pays for safety at
+large errors with accuracy on clean images, affine recourse costs less, and training on the bounds
+themselves is best. That is one data set, one seed and 150 images, on which sizes were also chosen:
+take the ranking as an indication.
 
 Run it with ``python examples/implicit_robustness.py``.
 """
@@ -279,14 +280,14 @@ def draw(results: dict[str, Result], settings: Settings, picture: Path) -> None:
 def main() -> None:
     """Run the experiment and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--picture", type=Path, default=Path("implicit_robustness.png"))
+    parser.add_argument("--output", type=Path, default=Path("implicit_robustness.png"))
     parser.add_argument("--sigma", type=float, default=Settings.sigma, help="in training")
     parser.add_argument("--seed", type=int, default=Settings.seed)
     arguments = parser.parse_args()
     settings = Settings(sigma=arguments.sigma, seed=arguments.seed)
-    results = run(settings, arguments.picture)
+    results = run(settings, arguments.output)
     Console().print(table(results, settings))
-    print(f"Picture: {arguments.picture}")
+    print(f"Picture: {arguments.output}")
 
 
 if __name__ == "__main__":

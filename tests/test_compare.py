@@ -117,6 +117,16 @@ def test_a_process_that_dies_or_is_too_slow_costs_its_own_row_only() -> None:
     assert "signal 9" in dead.failure
 
 
+@pytest.mark.parametrize("solver", [cp.OSQP, cp.CLARABEL, cp.SCS])
+def test_a_problem_that_cvxpy_has_solved_before(solver: str) -> None:
+    problem, parameters, _ = projection()
+    parameters[0].value = POINTS[0]
+    problem.solve(solver=solver)
+    found = compare(problem, parameters, [POINTS], solvers=["clarabel"], derivatives=["implicit"],
+                    progress=False, repeats=1)  # fmt: skip
+    assert found.rows[0].is_right(1e-8)
+
+
 def test_best_is_the_fastest_row_that_is_right() -> None:
     def row(solver: Backend | str, seconds: float, error: float, derivative: str) -> Row:
         timing = Timing.of([seconds])

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from markdown_blocks import python_blocks, run_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -23,27 +24,15 @@ def tables():
     return module
 
 
-def python_blocks(text):
-    """(number of lines before the code, code) of each Python block."""
-    for match in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        yield text[: match.start(1)].count("\n"), match[1]
-
-
-def run_blocks(text):
-    namespace = {}
-    for before, code in python_blocks(text):
-        # Blank lines in front, so that a traceback shows the line numbers of README.md.
-        exec(compile("\n" * before + code, str(README), "exec"), namespace)
-    return namespace
-
-
-def test_examples_run_in_order_as_printed(text, capsys):
-    namespace = run_blocks(text)
+def test_examples_run_in_order_as_printed(capsys):
+    namespace = run_blocks(README)
     printed = capsys.readouterr().out
     assert "torch.Size([64, 5])" in printed
     assert "Solution(64 OPTIMAL" in printed
     assert "1 of 3 problems were not solved. element 1: INFEASIBLE by" in printed
     assert "tensor([1., nan, 3.])" in printed
+    assert "3 ways to solve 64 elements" in " ".join(printed.split())
+    assert namespace["found"].best_row().error < 1e-6
     assert namespace["x_star"].shape == (64, 3)
     assert namespace["solution"].derivative.regular.all()
 

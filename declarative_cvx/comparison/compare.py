@@ -58,8 +58,8 @@ def compare(
     derivatives : sequence of str, optional
         By default all that there are.
     reference : sequence of Tensor or array, optional
-        The right values of the variables, (batch, *shape). By default they are computed to rounding
-        by the library's own refinement, as the gradients always are.
+        The right values of the variables, ``(batch, *shape)``. By default they are computed to
+        rounding by the library's own refinement, as the gradients always are.
     repeats : int
         Timed calls of each.
     time_limit : float or None
@@ -168,6 +168,8 @@ class _Shared:
         else:
             named = [(parameter.name(), parameter.shape) for parameter in parameters or ()]
             chosen = problem.variables() if variables is None else variables
+            # Without what solving it has left behind, which other processes cannot read.
+            problem = cp.Problem(problem.objective, problem.constraints)
         work = Work(
             problem,
             None if parameters is None else list(parameters),

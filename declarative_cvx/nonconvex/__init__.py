@@ -1,5 +1,10 @@
 """Problems solved in torch, batched, by methods of the library's own."""
 
+from declarative_cvx.nonconvex.fixed_points import (
+    FixedPointLayer,
+    FixedPointProblem,
+    FixedPointSolution,
+)
 from declarative_cvx.nonconvex.forward_solver import ForwardSolver
 from declarative_cvx.nonconvex.kernels.eigen import (
     EigenSolution,
@@ -33,6 +38,9 @@ __all__ = [
     "LBFGS",
     "UNO",
     "EigenSolution",
+    "FixedPointLayer",
+    "FixedPointProblem",
+    "FixedPointSolution",
     "ForwardSolver",
     "GeneralisedEigen",
     "InteriorPoint",

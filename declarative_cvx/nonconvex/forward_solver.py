@@ -21,7 +21,7 @@ class ForwardSolver(Proposer):
     """A user's own solver. It need not be differentiable, nor be written in torch.
 
     Only its answer is used: it is sharpened by Newton's method, without being moved by more than
-    1e-2 (1 + |x|), verified, and differentiated through the problem's optimality conditions
+    ``1e-2 (1 + |x|)``, verified, and differentiated through the problem's optimality conditions
     (DDN Sec. 4.3). An answer that is no local minimum gets the status INACCURATE.
 
     Parameters
@@ -33,9 +33,9 @@ class ForwardSolver(Proposer):
         `variables`, or as a mapping from the problem's variables. All variables of the problem
         need a value. NaN in an element, or an exception, means that there is no answer for it.
     batched : bool, optional
-        True: called once with all elements, each tensor (batch, *shape), and returns values
-        (batch, *shape); if that raises an exception, once more for each element, with a batch of
-        one. False: called for one element after the other, without the batch dimension.
+        True: called once with all elements, each tensor ``(batch, *shape)``, and returns values
+        ``(batch, *shape)``; if that raises an exception, once more for each element, with a batch
+        of one. False: called for one element after the other, without the batch dimension.
 
     Raises
     ------
@@ -110,7 +110,7 @@ class _Reader:
     device: torch.device
 
     def __call__(self, result: Any, batch: tuple[int, ...]) -> list[Tensor]:
-        """Each (batch or 1, *shape); `batch` is () for values without that dimension."""
+        """Each ``(batch or 1, *shape)``; `batch` is () for values without that dimension."""
         values = self.form.unpack(result, self.name)
         found = [
             self._one(unknown, value, batch)

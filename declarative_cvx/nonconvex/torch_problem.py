@@ -21,7 +21,7 @@ MULTIPLIERS = ("equality", "inequality", "lower", "upper")
 
 @dataclass(frozen=True, eq=False)
 class TorchProblem:
-    """A problem whose functions are written in torch, to be solved by `DeclarativeLayer`.
+    """A problem whose functions are written in torch, to be solved by `DeclarativeLayer`::
 
         minimise f(x, *parameters)  subject to  h(x, *parameters) = 0,  g(x, *parameters) <= 0,
         lower <= x <= upper
@@ -62,10 +62,10 @@ class TorchProblem:
         Between which the random starts of ``restarts=`` are drawn, by default the bounds; for
         several variables a mapping from names to pairs.
     batched : bool, optional
-        The callables are written for a batch: variables (batch, *shape), and parameters, of which
-        each is (batch, *shape) too, to a number for each element, (batch,), or a tensor (batch,
-        ...). A value may depend on its own element only. Without vmap, what it does not support
-        (in-place writes, decisions by values) is possible, and small problems are faster.
+        The callables are written for a batch: variables ``(batch, *shape)``, and parameters, of
+        which each is ``(batch, *shape)`` too, to a number for each element, (batch,), or a tensor
+        (batch, ...). A value may depend on its own element only. Without vmap, what it does not
+        support (in-place writes, decisions by values) is possible, and small problems are faster.
         Modules with weights of their own are best written for one element.
 
     Raises

@@ -28,10 +28,10 @@ class FixedPointProblem:
     Parameters
     ----------
     function : callable or nn.Module
-        From x, (batch, *shape), and any number of tensors, each (batch, ...), to the shape of x; a
-        deterministic function of torch.func-differentiable operations, in which elements do not
-        depend on each other. Its result may depend on further tensors that require gradients only
-        if they are the parameters of a module.
+        From x, ``(batch, *shape)``, and any number of tensors, each (batch, ...), to the shape of
+        x; a deterministic function of torch.func-differentiable operations, in which elements do
+        not depend on each other. Its result may depend on further tensors that require gradients
+        only if they are the parameters of a module.
     shape : tuple of int
         Of x for one element.
     parameters : mapping of str to tuple of int, optional
@@ -88,7 +88,7 @@ class FixedPointProblem:
         ----------
         *inputs : Tensor
             Each with the batch dimension first.
-        start : Tensor, shape (batch, *shape), optional
+        start : Tensor, shape ``(batch, *shape)``, optional
             Zeros if not given. Needed if there are no inputs.
         on_irregular : {"warn", "ignore", "raise"}, optional
             What to do in a backward pass at an element whose linear system is singular.
@@ -198,7 +198,7 @@ class FixedPointLayer(nn.Module):
 
     @torch.compiler.disable
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The fixed points, (batch, *shape).
+        """The fixed points, ``(batch, *shape)``.
 
         Raises
         ------

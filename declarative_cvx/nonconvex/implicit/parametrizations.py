@@ -172,7 +172,7 @@ class LowRank(_NormBall):
 
 @dataclass(frozen=True)
 class PerronFrobenius(_NormBall):
-    """||diag(d) A diag(d)^-1||_inf <= kappa for a positive vector d, so that rho(|A|) <= kappa.
+    """||diag(d) A diag(d)^-1||_inf <= kappa for a positive vector d, so that rho(``|A|``) <= kappa.
 
     Every row is projected onto a weighted l1 ball. Without a given scaling d is learned: the weight
     then has the shape (n + 1, n), its last row being log d, held within `SPREAD`; d is fixed as far

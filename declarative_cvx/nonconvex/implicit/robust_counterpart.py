@@ -109,7 +109,7 @@ class RobustObjective:
         return s @ weights.A.t() + self.U @ weights.B.t() + weights.b
 
     def margin(self, weights: ImplicitWeights, states: RelaxedStates) -> Tensor:
-        """|A R - R + B| sigma, shape (m, n): what the second condition asks for beyond z."""
+        """``|A R - R + B|`` sigma, shape (m, n): what the second condition asks for beyond z."""
         return (weights.A @ states.R - states.R + weights.B).abs() @ self.sigma
 
     def violation(self, weights: ImplicitWeights, states: RelaxedStates) -> Tensor:

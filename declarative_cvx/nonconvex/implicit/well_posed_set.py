@@ -44,7 +44,7 @@ class WellPosed(ABC):
         return self._project(self._shrunk(drawn))
 
     def project(self, raw: Tensor) -> Tensor:
-        """The weight of the set that is nearest to `raw` in the Frobenius norm, (..., *shape).
+        """The weight of the set that is nearest to `raw` in the Frobenius norm, ``(..., *shape)``.
 
         Twice differentiable. On the boundary of a norm ball the derivative is the identity, that
         from inside, so that weights that were loaded there can be trained further.

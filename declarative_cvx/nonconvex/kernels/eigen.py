@@ -44,8 +44,8 @@ def symmetric_eigen(
 
     The derivative holds also where eigenvalues repeat, for losses that take an eigenspace as a
     whole: functions of the projector V V' onto it and of the sum of its eigenvalues, or of both.
-    Pairs of eigenvalues that differ by less than 10 n eps max|l| count as equal, and their part of
-    the derivative, 1 / (l_j - l_i), which such a loss multiplies by zero, is replaced by zero.
+    Pairs of eigenvalues that differ by less than ``10 n eps max|l|`` count as equal, and their part
+    of the derivative, 1 / (l_j - l_i), which such a loss multiplies by zero, is replaced by zero.
     Other losses have no derivative there that the outputs could carry: of a matrix function
     V f(diag(l)) V', what is inside the eigenspace and off the diagonal would be missing. Second
     derivatives are those of distinct eigenvalues only.

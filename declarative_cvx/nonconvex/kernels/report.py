@@ -17,17 +17,17 @@ class KernelSolution:
     ----------
     value : Tensor
         What the function returns: differentiable.
-    objective : Tensor, shape (*batch,)
+    objective : Tensor, shape ``(*batch,)``
         Minimal value of the objective, in the units of the problem.
-    status : Tensor of int64, shape (*batch,)
+    status : Tensor of int64, shape ``(*batch,)``
         Codes of `Status`.
-    residual : Tensor, shape (*batch,)
+    residual : Tensor, shape ``(*batch,)``
         By how much the conditions for a minimum are violated, relative to the size of the terms
         in them.
-    gap : Tensor, shape (*batch,)
+    gap : Tensor, shape ``(*batch,)``
         Certified bound on how far the objective is above the global minimum, relative to the
         objective's own scale; 0 for an exact method, NaN where nothing is known.
-    regular : Tensor of bool, shape (*batch,)
+    regular : Tensor of bool, shape ``(*batch,)``
         Whether the solution is differentiable there (a unique minimum away from breakpoints).
     """
 
@@ -40,7 +40,7 @@ class KernelSolution:
 
     @property
     def solved(self) -> Tensor:
-        """Whether each element's answer was verified, bool, shape (*batch,)."""
+        """Whether each element's answer was verified, bool, shape ``(*batch,)``."""
         return self.status == int(Status.OPTIMAL)
 
     def __repr__(self) -> str:

@@ -22,7 +22,7 @@ SOLVED = 1e3
 def total_variation_1d(
     y: Tensor, strength: Tensor | float, weights: Tensor | None = None
 ) -> Tensor:
-    """Minimise sum_i w_i (x_i - y_i)^2 / 2 + sum_i lambda_i |x_{i+1} - x_i|.
+    """Minimise ``sum_i w_i (x_i - y_i)^2 / 2 + sum_i lambda_i |x_{i+1} - x_i|``.
 
     The running sum of x is a taut string: the shortest curve through a tube of half-width lambda
     around the running sum of y (Davies and Kovac 2001). A pass over the data finds its contacts

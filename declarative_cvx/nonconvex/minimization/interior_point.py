@@ -73,12 +73,12 @@ class InteriorPoint(Iterative):
     """Newton steps on a barrier function whose constraints are penalised.
 
     Inequalities get slacks, g + s = 0, s >= 0; slacks and bounds a logarithmic barrier m, all
-    equations an augmented Lagrangian c'(centre) + |c|^2 / (2 m). The step is the primal-dual
+    equations an augmented Lagrangian ``c'(centre) + |c|^2 / (2 m)``. The step is the primal-dual
     Newton step; it is a descent direction of this merit function once enough damping has made the
     condensed matrix positive definite, which is tested by its Cholesky factorisation, and is
     shortened until the merit function decreases. As each subproblem has one merit function, steps
     cannot cycle, dependent constraints do no harm, and infeasible problems end at a stationary
-    point of |c|^2 (Armand and Omheni 2017, "A globally and quadratically convergent primal-dual
+    point of ``|c|^2`` (Armand and Omheni 2017, "A globally and quadratically convergent primal-dual
     augmented Lagrangian algorithm").
 
     Parameters
