@@ -181,6 +181,7 @@ class DeclarativeLayer(nn.Module):
         *parameters: Tensor,
         solver_args: Mapping[str, Any] | None = None,
         warm_start: bool | None = None,
+        start: Mapping[Any, Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
         """Solve the problem for each element of a batch.
 
@@ -193,6 +194,10 @@ class DeclarativeLayer(nn.Module):
             Options of the solver for this call.
         warm_start : bool, optional
             For this call, instead of what the constructor was told.
+        start : mapping, optional
+            For problems that are minimised in torch, where to start in this call: from variables
+            (names, for a `TorchProblem`) to values, with or without the batch dimension. The other
+            variables start where they always do.
 
         Returns
         -------
@@ -208,7 +213,9 @@ class DeclarativeLayer(nn.Module):
         SolveError
             If an element is not solved and ``on_failure="raise"``.
         """
-        solution = self.solve(*parameters, solver_args=solver_args, warm_start=warm_start)
+        solution = self.solve(
+            *parameters, solver_args=solver_args, warm_start=warm_start, start=start
+        )
         if self.on_failure == "raise" and not bool(solution.solved.all()):
             raise SolveError(solution.describe_failures())
         return solution.variables
@@ -219,6 +226,7 @@ class DeclarativeLayer(nn.Module):
         *parameters: Tensor,
         solver_args: Mapping[str, Any] | None = None,
         warm_start: bool | None = None,
+        start: Mapping[Any, Tensor] | None = None,
     ) -> Solution:
         """As calling the layer, but returning the full report; failures do not raise.
 
@@ -230,7 +238,10 @@ class DeclarativeLayer(nn.Module):
         like = () if parameters else tuple(self.parameters())
         arguments = check_arguments(self._parameters_spec, parameters, like)
         warm = self.warm_start if warm_start is None else warm_start
-        solution = self._route.solve(arguments, solver_args, self._previous if warm else None)
+        state = self._previous if warm else None
+        if start is not None:
+            state = self._route.state_at(arguments, start)
+        solution = self._route.solve(arguments, solver_args, state)
         if warm:
             self._previous = solution.state
         if self.optimal_value:

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from declarative_cvx.errors import ParameterError
+from declarative_cvx.errors import BackendError, ParameterError
 from declarative_cvx.parameters import Arguments
 from declarative_cvx.solution import Solution
 
@@ -42,6 +43,27 @@ class Route(ABC):
             Differentiable in the parameters.
         """
 
+    def state_at(self, arguments: Arguments, values: Mapping[Any, Tensor]) -> Any:
+        """What `solve` takes as its start, for given values of variables.
+
+        Parameters
+        ----------
+        arguments : Arguments
+        values : mapping
+            From variables, or their names, to values ``(*shape)`` or ``(batch, *shape)``.
+
+        Raises
+        ------
+        BackendError
+            If the way the problem is solved does not depend on a start.
+        SpecificationError, ParameterError
+            For a variable, or a value, that does not fit.
+        """
+        raise BackendError(
+            f"start= is for problems that are minimised in torch; {', '.join(self.solvers)} finds "
+            "the same solution from anywhere. (warm_start=True saves iterations.)"
+        )
+
 
 def batch_of(arguments: Arguments) -> int:
     """Number of elements of a call, at least one: torch.func cannot map over none.
@@ -54,6 +76,30 @@ def batch_of(arguments: Arguments) -> int:
     if arguments.batch == 0:
         raise ParameterError("The batch is empty: a batched parameter has first dimension 0.")
     return 1 if arguments.batch is None else arguments.batch
+
+
+def check_value(name: str, shape: tuple[int, ...], value: Any, arguments: Arguments) -> Tensor:
+    """A value given for a variable, float64, ``(batch or 1, *shape)``, on the call's device.
+
+    Raises
+    ------
+    ParameterError
+        If it does not fit.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise ParameterError(
+            f"start of {name!r} is no tensor of floating-point numbers: {value!r}."
+        )
+    batch = batch_of(arguments)
+    fits = {shape: value[None]} | {(size, *shape): value for size in (1, batch)}
+    if tuple(value.shape) not in fits:
+        raise ParameterError(
+            f"start of {name!r} has shape {tuple(value.shape)}; expected {shape}, or "
+            f"{(batch, *shape)} for the batch."
+        )
+    if not bool(torch.isfinite(value).all()):
+        raise ParameterError(f"start of {name!r} has entries that are not finite.")
+    return fits[tuple(value.shape)].detach().to(arguments.device, torch.float64)
 
 
 def shape_output(arguments: Arguments, value: Tensor) -> Tensor:

@@ -56,8 +56,25 @@ class CvxpyForm(Form):
     def violation(self, program: NonlinearProgram) -> Tensor:
         return self._form.violation(program)
 
-    def start(self, program: NonlinearProgram, generator: torch.Generator | None = None) -> Tensor:
-        return self._form.start(program, generator=generator)
+    def start(
+        self,
+        program: NonlinearProgram,
+        generator: torch.Generator | None = None,
+        given: Mapping[int, Tensor] | None = None,
+    ) -> Tensor:
+        keys = list(self._variables)
+        values = {keys[place]: value for place, value in (given or {}).items()}
+        return self._form.start(program, values, generator)
+
+    def place(self, variable: Any) -> int:
+        keys = list(self._variables)
+        if getattr(variable, "id", None) not in keys:
+            names = ", ".join(unknown.name for unknown in self.unknowns)
+            raise SpecificationError(
+                f"start has a value for {variable!r}, which is no variable of the problem; it has "
+                f"{names}."
+            )
+        return keys.index(variable.id)
 
     def unpack(self, result: Any, solver: str) -> Sequence[Any]:
         found = self._by_id(result, solver)

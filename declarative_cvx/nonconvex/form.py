@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,26 @@ class Form(ABC):
         """How far parameters alone make a program infeasible, shape (batch,)."""
 
     @abstractmethod
-    def start(self, program: NonlinearProgram, generator: torch.Generator | None = None) -> Tensor:
-        """A point to start from, (batch or 1, n); with a generator (on the CPU), a random one."""
+    def start(
+        self,
+        program: NonlinearProgram,
+        generator: torch.Generator | None = None,
+        given: Mapping[int, Tensor] | None = None,
+    ) -> Tensor:
+        """A point to start from, (batch or 1, n); with a generator (on the CPU), a random one.
+
+        `given` has values, ``(batch or 1, *shape)``, of some unknowns by their places.
+        """
+
+    @abstractmethod
+    def place(self, variable: Any) -> int:
+        """Where among the unknowns a variable, or a name, is.
+
+        Raises
+        ------
+        SpecificationError
+            If there is none.
+        """
 
     @abstractmethod
     def read(self, name: Any, program: NonlinearProgram, found: NonlinearSolution) -> Tensor:

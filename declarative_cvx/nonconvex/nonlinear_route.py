@@ -22,7 +22,7 @@ from declarative_cvx.nonconvex.proposer import Inquiry, Proposer
 from declarative_cvx.nonconvex.solver_choice import Choice, changed, chosen
 from declarative_cvx.parameters import Arguments
 from declarative_cvx.residuals import Residuals
-from declarative_cvx.route import Route, batch_of, shape_output
+from declarative_cvx.route import Route, batch_of, check_value, shape_output
 from declarative_cvx.solution import Solution
 from declarative_cvx.status import Status
 from declarative_cvx.transforms import observed, without_inference_mode
@@ -175,6 +175,18 @@ class NonlinearRoute(Route):
             _names=inquiry.names,
             _seconds=time.perf_counter() - began,
         )
+
+    @without_inference_mode()
+    def state_at(self, arguments: Arguments, values: Mapping[Any, Tensor]) -> Tensor:
+        if isinstance(self._solver, Proposer) and not self._solver.takes_start:
+            return super().state_at(arguments, values)
+        given = {}
+        for variable, value in values.items():
+            place = self._form.place(variable)
+            unknown = self._form.unknowns[place]
+            given[place] = check_value(unknown.name, unknown.shape, value, arguments)
+        program = self._form.program(arguments, batch_of(arguments))
+        return self._form.start(program, given=given).expand(program.batch, -1)
 
     def _starts(self, program: NonlinearProgram, previous: Tensor | None) -> Tensor:
         """Points to start from, (starts, batch, n); the first is where the last call ended."""

@@ -107,7 +107,30 @@ class TorchForm(Form):
     def violation(self, program: NonlinearProgram) -> Tensor:
         return program.crossing
 
-    def start(self, program: NonlinearProgram, generator: torch.Generator | None = None) -> Tensor:
+    def start(
+        self,
+        program: NonlinearProgram,
+        generator: torch.Generator | None = None,
+        given: Mapping[int, Tensor] | None = None,
+    ) -> Tensor:
+        x = self._point(program, generator)
+        if not given:
+            return x
+        parts = [part.expand(program.batch, *part.shape[1:]) for part in self.disassemble(x)]
+        for place, value in given.items():
+            parts[place] = value.expand_as(parts[place])
+        return self.assemble(program, parts)
+
+    def place(self, variable: Any) -> int:
+        names = list(self._vector.shapes)
+        if variable not in names:
+            raise SpecificationError(
+                f"start has a value for {variable!r}, which is no variable. "
+                f"{nearest(str(variable), names)}"
+            )
+        return names.index(variable)
+
+    def _point(self, program: NonlinearProgram, generator: torch.Generator | None) -> Tensor:
         lower, upper = _bounds(program)
         parameters = tuple(value.detach() for value in self.given(program))
         with torch.no_grad():

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.derivative import DerivativeReport
-from declarative_cvx.errors import BackendError, nearest
+from declarative_cvx.errors import BackendError, SpecificationError, nearest
 from declarative_cvx.nonconvex.fixed_points.problem import FixedPointProblem
 from declarative_cvx.nonconvex.fixed_points.solution import FixedPointSolution
 from declarative_cvx.parameters import Arguments
 from declarative_cvx.residuals import Residuals
-from declarative_cvx.route import Route, batch_of, shape_output
+from declarative_cvx.route import Route, batch_of, check_value, shape_output
 from declarative_cvx.solution import Solution
 
 OPTIONS = ("tol", "max_iters", "method")
@@ -118,6 +118,15 @@ class FixedPointRoute(Route):
             fixed_point=found,
             _seconds=time.perf_counter() - began,
         )
+
+    def state_at(self, arguments: Arguments, values: Mapping[Any, Tensor]) -> Tensor:
+        for name in values:
+            if name != "x":
+                raise SpecificationError(
+                    f'start has a value for {name!r}, but a fixed point is called "x".'
+                )
+        x = check_value("x", self._problem.shape, values["x"], arguments)
+        return x.to(arguments.dtype).expand(batch_of(arguments), *self._problem.shape)
 
 
 def _only(x: Tensor, name: object) -> Tensor:
