@@ -1,4 +1,7 @@
-"""Implicit deep learning: models defined by fixed points, their training and robustness."""
+"""`declarative_cvx.implicit` is `declarative_cvx.nonconvex.implicit`, by a shorter name."""
 
-from declarative_cvx.nonconvex.implicit import *  # noqa: F403  # all public names, listed there
-from declarative_cvx.nonconvex.implicit import __all__ as __all__
+import sys
+
+from declarative_cvx.nonconvex import implicit
+
+sys.modules[__name__] = implicit

@@ -27,6 +27,9 @@ OPTIONS: dict[str, list[str]] = {
     "inverse_kinematics": [],
     "robust_pose": [],
     "implicit_robustness": [],
+    "implicit_digits": [],
+    "implicit_features": [],
+    "implicit_regression": [],
 }
 WIDTH = 1200  # pixels
 LARGEST = 120_000  # bytes
