@@ -276,3 +276,13 @@ def test_nothing_of_the_callers_is_changed() -> None:
     np.testing.assert_array_equal(parameters[0].value, np.ones(3))
     np.testing.assert_array_equal(x.value, np.full(3, 7.0))
     assert math.isnan(Row(Candidate("auto", "implicit")).seconds)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_reference_for_other_variables_is_refused(count: int) -> None:
+    x, p = cp.Variable(2), cp.Parameter(2)
+    problem, value = cp.Problem(cp.Minimize(cp.sum_squares(x - p))), torch.ones(1, 2)
+    with pytest.raises(ParameterError, match="one for each of the 1 variables"):
+        compare(
+            problem, [p], [value], solvers=["clarabel"], reference=[value] * count, progress=False
+        )

@@ -526,3 +526,10 @@ def test_cone_solvers_that_cannot_and_options_that_do_not_exist() -> None:
     layer = dcx.DeclarativeLayer(*risk_limited(), solver=ConicSolver(dcx.Clarabel(max_iters=2)))
     with pytest.raises(dcx.SolveError, match="MaxIterations"):
         layer(*values)
+
+
+def test_complex_answers_are_refused() -> None:
+    problem = dcx.TorchProblem(lambda x, p: (x - p).square().sum(), shape=2, parameters={"p": 2})
+    layer = dcx.DeclarativeLayer(problem, solver=lambda p: p + 1j)
+    with pytest.raises(dcx.SpecificationError, match="real numbers"):
+        layer(torch.ones(1, 2))

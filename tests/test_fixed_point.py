@@ -8,7 +8,13 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from declarative_cvx.errors import BackendError, ParameterError, SolveError, SpecificationError
+from declarative_cvx.errors import (
+    BackendError,
+    IrregularWarning,
+    ParameterError,
+    SolveError,
+    SpecificationError,
+)
 from declarative_cvx.layer import DeclarativeLayer
 from declarative_cvx.nonconvex.fixed_points.problem import FixedPointLayer, FixedPointProblem
 from declarative_cvx.nonconvex.fixed_points.route import FixedPointRoute
@@ -249,3 +255,68 @@ def test_the_layer_refuses_what_would_do_nothing(options, error, words):
     problem = FixedPointProblem(Cell(), shape=(3,), parameters={"u": (2,)})
     with pytest.raises(error, match=words):
         DeclarativeLayer(problem, **options)
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan")])
+def test_unsolved_elements_leave_shared_gradients_alone(bad):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+        def forward(self, x, u):
+            return torch.cos(self.weight * x) * u.sqrt()
+
+    def gradients(values):
+        model, u = Model(), torch.tensor(values, dtype=torch.float64)[:, None].requires_grad_()
+        x = FixedPointLayer(FixedPointProblem(model, shape=(1,)), on_failure="nan")(u)
+        return torch.autograd.grad(torch.nansum(x), (model.weight, u))
+
+    weight, u = gradients([1.0, 2.0])
+    weight_beside, u_beside = gradients([1.0, bad, 2.0])
+    torch.testing.assert_close(weight_beside, weight)
+    torch.testing.assert_close(u_beside[[0, 2]], u)
+    assert u_beside[1] == 0
+    assert all(bool((g == 0).all()) for g in gradients([bad, bad]))
+
+
+def test_singular_derivatives_are_reported():
+    problem = FixedPointProblem(lambda x, u: torch.tanh(x) + u, (1,), {"u": (1,)})
+    layer = DeclarativeLayer(problem)  # x - tanh(x) = u, whose slope is 0 at 0
+    u = torch.tensor([[0.0], [0.5]], dtype=torch.float64, requires_grad=True)
+    solution = layer.solve(u)
+    assert solution.derivative.regular.tolist() == [False, True]
+    assert "no solution" in solution.derivative.reason[0]
+    with pytest.warns(IrregularWarning, match=r"1 element\(s\) of the batch \(0\)"):
+        (gradient,) = torch.autograd.grad(solution.variables[0].sum(), u)
+    x = solution.variables[0][1]
+    torch.testing.assert_close(gradient[1], 1 / torch.tanh(x).square())
+
+
+def test_warm_start_follows_the_type_of_the_inputs():
+    problem = FixedPointProblem(lambda x, u: torch.cos(x) * u, (1,), {"u": (1,)})
+    single, double = (torch.ones(2, 1, dtype=kind) for kind in (torch.float32, torch.float64))
+    for kind in (DeclarativeLayer, FixedPointLayer):
+        layer = kind(problem, warm_start=True)
+        layer(single)
+        (x,) = layer(double) if kind is DeclarativeLayer else (layer(double),)
+        torch.testing.assert_close(x, torch.cos(x))
+        assert x.dtype == torch.float64
+
+
+def test_functions_that_write_into_their_arguments_are_refused():
+    def function(x, u):
+        u.mul_(0.5)
+        return 0.5 * x + u
+
+    u = torch.ones(2, 1)
+    with pytest.raises(ParameterError, match="writes into its arguments"):
+        FixedPointProblem(function, (1,)).solve(u)
+    assert bool((u == 1).all())
+
+
+def test_inference_mode():
+    layer = FixedPointLayer(FixedPointProblem(lambda x, u: torch.cos(x) * u, (1,)))
+    with torch.inference_mode():
+        x = layer(torch.ones(2, 1, dtype=torch.float64))
+        torch.testing.assert_close(x, torch.cos(x))

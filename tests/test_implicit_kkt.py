@@ -188,9 +188,7 @@ def test_the_optimal_value_needs_no_linear_system(monkeypatch: pytest.MonkeyPatc
     def refuse(*_: object) -> None:
         raise AssertionError("a linear system was solved")
 
-    monkeypatch.setattr(
-        "declarative_cvx.nonconvex.minimization.implicit_kkt.solve_symmetric", refuse
-    )
+    monkeypatch.setattr("declarative_cvx.nonconvex.minimization.active_set.solve_symmetric", refuse)
     (gradient,) = torch.autograd.grad(found.value.sum(), data)
     expected = [found.x[0, 2], -found.equality[0, 0], found.inequality[0, 0]]
     assert torch.allclose(gradient[0], torch.stack(expected).detach())

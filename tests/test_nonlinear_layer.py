@@ -21,9 +21,7 @@ SLOW = {"perspective_n_point", "bundle_adjustment", "hs107", "hs57"}
 FAILING = {
     "pooling_of_streams": "ends in another local minimum from the stated start",
     "pendulum_swing_up": "ends in another local minimum from the stated start",
-    "power_flow_of_four_buses": "reaches the iteration limit",
     "bundle_adjustment": "reaches the iteration limit",
-    "two_link_arm": "reaches the iteration limit",
     "hs26": "a minimum of fourth order is taken for a regular one",
 }
 # Problems with several solutions of the same value, of which another one is found.

@@ -658,3 +658,42 @@ def test_nothing_depends_on_the_default_device() -> None:
     assert_close(found, expected)
     assert_close((x, again), (p, p))
     assert_close(p.grad, torch.ones_like(p))
+
+
+def test_an_objective_that_is_not_finite_has_no_minimum() -> None:
+    problem = dcx.TorchProblem(
+        lambda x, p, c: (c * x - p).square().sum() + 0 * p.sqrt().sum(),
+        shape=1,
+        parameters={"p": 1, "c": ()},
+    )
+    p = torch.tensor([[1.0], [-1.0]], dtype=torch.float64, requires_grad=True)
+    c = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    solution = dcx.DeclarativeLayer(problem).solve(p, c)  # x = p / c
+    assert solution.solved.tolist() == [True, False]
+    by_p, by_c = torch.autograd.grad(torch.nansum(solution.variables[0]), (p, c))
+    assert_close(by_p, torch.tensor([[1.0], [0.0]], dtype=torch.float64))
+    assert_close(by_c, torch.tensor(-1.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_functions_that_write_into_their_arguments(batched: bool) -> None:
+    def objective(x: Tensor, p: Tensor) -> Tensor:
+        p.add_(1.0)
+        return (x - p).square().sum(-1)
+
+    def start(p: Tensor) -> Tensor:
+        return p.mul_(3.0)
+
+    p = torch.ones(2, 2, dtype=torch.float64)
+    problem = dcx.TorchProblem(objective, shape=2, parameters={"p": 2}, batched=batched)
+    with pytest.raises(dcx.SpecificationError, match="writes into its arguments"):
+        dcx.DeclarativeLayer(problem)(p)
+    problem = dcx.TorchProblem(
+        lambda x, p: (x - p).square().sum(-1),
+        shape=2,
+        parameters={"p": 2},
+        batched=batched,
+        start=start,
+    )
+    assert_close(dcx.DeclarativeLayer(problem)(p)[0], torch.ones(2, 2, dtype=torch.float64))
+    assert bool((p == 1).all())

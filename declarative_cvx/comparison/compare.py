@@ -202,6 +202,11 @@ class _Shared:
         if self._reference is None:
             return found, words
         given = tuple(torch.as_tensor(v, dtype=torch.float64) for v in self._reference)
+        if len(given) != len(found.solution):
+            raise ParameterError(
+                f"reference has {len(given)} entries, but one for each of the "
+                f"{len(found.solution)} variables is expected."
+            )
         for at, (mine, theirs) in enumerate(zip(found.solution, given, strict=True)):
             if mine.shape != theirs.shape:
                 raise ParameterError(

@@ -128,11 +128,14 @@ class _Reader:
     def _one(self, unknown: Unknown, value: Any, batch: tuple[int, ...]) -> Tensor:
         expected = (*batch, *unknown.shape)
         try:
-            tensor = torch.as_tensor(value).detach().to(self.device, torch.float64)
+            tensor = torch.as_tensor(value)
+            if tensor.is_complex():
+                raise TypeError
+            tensor = tensor.detach().to(self.device, torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
             raise SpecificationError(
                 f"the solver {self.name} returns a {type(value).__name__} for `{unknown.name}`; "
-                f"expected a tensor or array of shape {expected}."
+                f"expected a tensor or array of real numbers of shape {expected}."
             ) from error
         if tuple(tensor.shape) != expected:
             raise SpecificationError(

@@ -100,6 +100,7 @@ class TorchForm(Form):
     def _over_batch(self, function: Callable[..., Any], parameters: Parameters) -> Any:
         """What a function of the parameters returns for each element."""
         batch = max((len(value) for value in parameters), default=1)
+        parameters = tuple(value.clone() for value in parameters)  # writes stay in the function
         if not self._problem.batched:
             return over_batch(function, parameters, batch)
         return function(*(value.expand(batch, *value.shape[1:]) for value in parameters))

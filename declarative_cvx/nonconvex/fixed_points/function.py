@@ -20,6 +20,8 @@ from declarative_cvx.transforms import apply_function
 Function = Callable[..., Tensor]  # of x, (batch, ...), and other tensors, to the shape of x
 # Numbers in the Jacobians up to which Newton's method forms them.
 ROOM = 2**24
+# Share of the right-hand side up to which the linear systems of derivatives may be left unsolved.
+_LEFT = 1e-2
 
 
 def solve_function(
@@ -218,17 +220,40 @@ class _System:
         return lambda w: push(w)[0]
 
 
+def _linear(
+    system: _System, solved: Tensor, rhs: Tensor, x: Tensor, arguments: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The solution of ``w = P w + rhs``, and whether there is none, (batch,)."""
+    settings, product = system.settings, system.product(x, arguments)
+    problem = _LinearOfFunction(lambda w: torch.where(solved, product(w), 0.0), x, rhs=rhs)
+    found = settings.solve(problem, rhs.flatten(1))
+    # Beside a solution that grows without end any residual looks small.
+    left = found.residual * found.x.abs().amax(1)
+    good = (found.residual <= settings.tol) & (left <= _LEFT * rhs.flatten(1).abs().amax(1))
+    return found.x.reshape(x.shape), ~good
+
+
+def singular(
+    function: Function, settings: Settings, x: Tensor, arguments: Sequence[Tensor]
+) -> Tensor:
+    """Elements at whose solution x the linear system of the derivative is singular, (batch,)."""
+    solved = ~torch.isnan(x).flatten(1).any(1).reshape(-1, *[1] * (x.ndim - 1))
+    generator = torch.Generator().manual_seed(0)
+    rhs = 0.5 + torch.rand(x.shape[1:], generator=generator, dtype=x.dtype, device="cpu")
+    rhs = torch.where(solved, rhs.to(x.device), 0.0)
+    system = _System(function, settings, transpose=True)
+    return _linear(system, solved, rhs, torch.where(solved, x, 0.0), arguments)[1]
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
         system: _System, solved: Tensor, rhs: Tensor, x: Tensor, *arguments: Tensor
     ) -> Tensor:
-        settings, product = system.settings, system.product(x, arguments)
-        problem = _LinearOfFunction(lambda w: torch.where(solved, product(w), 0.0), x, rhs=rhs)
-        found = settings.solve(problem, rhs.flatten(1))
-        at = torch.nonzero(~(found.residual <= settings.tol))[:, 0].tolist()
-        complain(at, [SINGULAR] * len(at), settings.on_irregular)
-        return found.x.reshape(x.shape)
+        w, singular = _linear(system, solved, rhs, x, arguments)
+        at = torch.nonzero(singular)[:, 0].tolist()
+        complain(at, [SINGULAR] * len(at), system.settings.on_irregular)
+        return w
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

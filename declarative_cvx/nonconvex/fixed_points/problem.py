@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from declarative_cvx.errors import ParameterError, SpecificationError
-from declarative_cvx.nonconvex.fixed_points.function import solve_function
+from declarative_cvx.nonconvex.fixed_points.function import singular, solve_function
 from declarative_cvx.nonconvex.fixed_points.precision import without_autocast
 from declarative_cvx.nonconvex.fixed_points.settings import ON_IRREGULAR, Settings, check_solver
 from declarative_cvx.nonconvex.fixed_points.solution import FixedPointSolution
@@ -110,14 +110,40 @@ class FixedPointProblem:
         settings = Settings(tol, self.max_iters, self.method, on_irregular)
         with without_autocast(start.device):
             found = solve_function(function, start, arguments, settings)
-        residual, iterations = observed(*found[1:])
+            residual, iterations = observed(*found[1:])
+            x = found[0]
+            if not bool((residual <= tol).all()):
+                x = self._without_unsolved(x, inputs, settings)
         return FixedPointSolution(
-            found[0],
+            x,
             residual,
             iterations,
             tol,
-            partial(torch.zeros_like, residual, dtype=torch.bool),
+            partial(torch.zeros_like, residual, dtype=torch.bool)
+            if transforming()
+            else partial(
+                singular, function, settings, found[0].detach(), [v.detach() for v in arguments]
+            ),
         )
+
+    def _without_unsolved(
+        self, x: Tensor, inputs: tuple[Tensor, ...], settings: Settings
+    ) -> Tensor:
+        """The same x, of which no derivative passes through elements that were not solved.
+
+        There the function may not be defined, and zero times NaN would reach what is shared. A
+        solved element takes their place: from its solution, that costs one evaluation.
+        """
+        solved = ~x.detach().flatten(1).isnan().any(1)
+        instead = torch.where(
+            solved, torch.arange(len(x), device=x.device), solved.to(torch.int64).argmax()
+        )
+        function, arguments = _explicit(self.function, tuple(v[instead] for v in inputs))
+        if not bool(observed(solved)[0].any()):
+            return x.detach() + sum(v.flatten()[:0].sum() for v in arguments)
+        start = torch.where(solved.any(), x.detach()[instead], 0.0)
+        again = solve_function(function, start, arguments, settings)[0]
+        return torch.where(solved.reshape(-1, *[1] * (x.ndim - 1)), again, torch.nan)
 
     def _start(self, inputs: tuple[Tensor, ...], start: Tensor | None) -> Tensor:
         """Where to start from, which also says how many elements there are, in which type."""
@@ -130,7 +156,7 @@ class FixedPointProblem:
                     f"Argument {position} is {_described(value)}; expected a tensor with the batch "
                     f"dimension first, as argument 0, {_described(given[0])}."
                 )
-        floating = [value for value in given if value.is_floating_point()]
+        floating = [value for value in (*inputs, *given) if value.is_floating_point()]
         dtype = floating[0].dtype if floating else torch.get_default_dtype()
         if dtype not in TOLERANCE:
             raise ParameterError(f"The inputs are {dtype}; expected float32 or float64.")
@@ -139,13 +165,20 @@ class FixedPointProblem:
             return torch.zeros(shape, dtype=dtype, device=given[0].device)
         if tuple(start.shape) != shape:
             raise ParameterError(f"start has shape {tuple(start.shape)}; expected {shape}.")
-        return torch.where(start.isfinite(), start, 0.0).detach()
+        return torch.where(start.isfinite(), start, 0.0).to(given[-1].device, dtype).detach()
 
     def _check(
         self, function: Callable[..., Tensor], start: Tensor, arguments: tuple[Tensor, ...]
     ) -> None:
         """Call the function once, with arguments that require no gradients."""
-        value = function(start, *(argument.detach() for argument in arguments))
+        copies = [argument.detach().clone() for argument in (start, *arguments)]
+        versions = [_version(copy) for copy in copies]
+        value = function(*copies)
+        if versions != [_version(copy) for copy in copies]:
+            raise ParameterError(
+                "The function writes into its arguments, which would change what it is given next. "
+                "Compute new tensors (`x = x + u` instead of `x += u`)."
+            )
         if (
             not isinstance(value, Tensor)
             or value.shape != start.shape
@@ -277,6 +310,11 @@ def _explicit(
         return torch.func.functional_call(module, values, (x, *given))
 
     return call, (*(inputs[place] for place in places), *named.values())
+
+
+def _version(value: Tensor) -> int:
+    """How often the value was written to, as far as torch counts that."""
+    return 0 if value.is_inference() else value._version
 
 
 def _described(value: Any) -> str:

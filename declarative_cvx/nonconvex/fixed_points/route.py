@@ -48,11 +48,11 @@ class FixedPointRouteSolution(Solution):
 
     @property
     def derivative(self) -> DerivativeReport:
-        """Backward passes solve to the tolerance of the problem, or complain."""
+        """Whether the linear system of the derivative is singular; kinks are not looked for."""
         found = self.fixed_point
         no = torch.zeros_like(found.solved)
-        residual = torch.where(found.solved, torch.zeros_like(found.residual), torch.nan)
-        return DerivativeReport(residual, found.solved & ~found.regular, no)
+        residual = torch.where(found.regular, torch.zeros_like(found.residual), torch.inf)
+        return DerivativeReport(torch.where(found.solved, residual, torch.nan), no, no)
 
     @property
     def backend(self) -> tuple[str, ...]:

@@ -73,7 +73,11 @@ class FixedPointSolution:
 
     @property
     def regular(self) -> Tensor:
-        """Whether x is differentiable there, as far as kinks tell, bool, shape (...)."""
+        """Whether x is differentiable there, bool, shape (...).
+
+        Of implicit models by the kinks of their activations, of other functions by whether the
+        linear system of the derivative is singular.
+        """
         return self.solved & ~self._kinked().reshape(self.residual.shape)
 
     def require_solved(self) -> Self:

@@ -15,6 +15,8 @@ from declarative_cvx.nonconvex.minimization.kkt_residual import Violations
 WEAK = 1e-8
 # Ratio of pivots that is rounding, so that the matrix may be singular.
 _PIVOT = 1e-14
+# Share of rows and variables that take part, above which the others are not left out.
+_WORTHWHILE = 0.8
 # Residual up to which the answer of a nearly singular factorisation counts.
 _SOLVED = 1e-6
 
@@ -71,6 +73,22 @@ class ActiveSet(Record):
         out *= kept[:, :, None] * kept[:, None]
         out.diagonal(dim1=1, dim2=2).add_(1 - kept)
         return out
+
+    def solve(self, at: Evaluation, rhs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Solve with `matrix`; arguments and results as of `solve_symmetric`.
+
+        The right-hand side is zero where the matrix is the identity, which is left out.
+        """
+        matrix, kept = self.matrix(at), torch.cat([self.free, self.rows], 1)
+        count = max(1, int(kept.sum(1).max()))
+        if count > _WORTHWHILE * kept.shape[1]:
+            return solve_symmetric(matrix, rhs)
+        order = kept.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+        small = matrix.gather(1, order[:, :, None].expand(-1, -1, matrix.shape[2]))
+        small = small.gather(2, order[:, None].expand(-1, count, -1))
+        places = order[:, :, None].expand(-1, -1, rhs.shape[2])
+        found, residual, singular = solve_symmetric(small, rhs.gather(1, places))
+        return torch.zeros_like(rhs).scatter_(1, places, found), residual, singular
 
 
 def weakly_active(found: Violations) -> Tensor:

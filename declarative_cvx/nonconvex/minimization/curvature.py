@@ -16,7 +16,7 @@ from declarative_cvx.nonconvex.minimization.trust_region import row_sizes
 # Curvature, in units of the Hessian's rows, that counts as negative.
 _NEGATIVE = 1e-6
 # Weight of the constraints in the first, cheap test.
-_WEIGHT = 1e4
+_WEIGHT = 1e6
 
 
 def descent_directions(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.nonconvex.minimization.program import NonlinearProgram, Parameters
+from declarative_cvx.nonconvex.minimization.scalars.separated import Separated
 
 # Entries of Jacobians from which rows are pulled back one by one, if there are large parameters:
 # the copies of these that batched passes make then cost more than they save (measured).
@@ -19,7 +20,10 @@ _TOGETHER = 40_000
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """Tensors that belong together, the batch the first dimension of each."""
+    """Tensors that belong together, the batch the first dimension of each.
+
+    What is neither a tensor nor a record is the same for all elements.
+    """
 
     def select(self, index: Tensor) -> Self:
         """The elements named by an index tensor."""
@@ -31,19 +35,29 @@ class Record:
 
     def where(self, mask: Tensor, other: Self) -> Self:
         """This record where mask, of shape (batch,), holds; the other one elsewhere."""
+        if mask.device.type == "cpu" and bool(mask.all()):
+            return self
 
         def choose(mine: Tensor, others: Tensor) -> Tensor:
+            if mine is others:
+                return mine
             return torch.where(mask.view(-1, *[1] * (mine.dim() - 1)), mine, others)
 
         return self._map(choose, other)
+
+    def joined(self, others: Sequence[Self]) -> Self:
+        """This record's elements, then those of others."""
+        return self._map(lambda *values: torch.cat(values), *others)
 
     def _map(self, function: Callable[..., Tensor], *others: Self) -> Self:
         """Apply a function field by field, also to the records among the fields."""
         found: dict[str, Any] = {}
         for name in self.__dataclass_fields__:
             mine, theirs = getattr(self, name), [getattr(other, name) for other in others]
-            inner = isinstance(mine, Record)
-            found[name] = mine._map(function, *theirs) if inner else function(mine, *theirs)
+            if isinstance(mine, Record):
+                found[name] = mine._map(function, *theirs)
+            else:
+                found[name] = function(mine, *theirs) if isinstance(mine, Tensor) else mine
         return replace(self, **found)
 
 
@@ -83,23 +97,32 @@ class Evaluation(Record):
     @property
     def finite(self) -> Tensor:
         """Whether every number of an element is finite, bool, shape (batch,)."""
-        return (
-            torch.isfinite(self.values).all(1)
-            & torch.isfinite(self.jacobian).all((1, 2))
-            & torch.isfinite(self.hessian).all((1, 2))
-        )
+        total = self.values.sum(1) + self.jacobian.sum((1, 2)) + self.hessian.sum((1, 2))
+        return torch.isfinite(total)
 
 
 def equality_count(program: NonlinearProgram) -> int:
     """Number of equalities, by evaluating one element's if it is not known."""
     if program.equality is None:
         return 0
+    if program.separated is not None:
+        return program.separated.sizes[1]
     if program.equalities is not None:
         return program.equalities
     x = torch.zeros(1, program.variables, dtype=torch.float64, device=program.device)
     with torch.no_grad():
         first = tuple(value[:1].detach() for value in program.parameters)
         return mapped(program, program.equality, x, first).shape[1]
+
+
+def row_count(program: NonlinearProgram) -> int:
+    """Number 1 + k + l of rows, by evaluating one element's if it is not known."""
+    if program.separated is not None:
+        return sum(program.separated.sizes)
+    x = torch.zeros(1, program.variables, dtype=torch.float64, device=program.device)
+    with torch.no_grad():
+        first = tuple(value[:1].detach() for value in program.parameters)
+        return row_values(program, x, first).shape[1]
 
 
 def mapped(
@@ -148,6 +171,8 @@ def row_values(program: NonlinearProgram, x: Tensor, parameters: Parameters) -> 
 def values(program: NonlinearProgram, x: Tensor) -> Tensor:
     """Objective and constraints at x, shape (batch, 1 + k + l)."""
     with torch.no_grad():
+        if program.separated is not None:
+            return program.separated.values(len(x), x, *flat_parameters(program.parameters))[0]
         return row_values(program, x, program.parameters)
 
 
@@ -158,10 +183,13 @@ def evaluate(
 ) -> Evaluation:
     """Values, Jacobian and, for given weights of the rows, the Hessian of their sum.
 
-    One pass forward and batched passes backward: reverse over reverse mode costs a third of
+    By scalars where the functions can be taken apart; otherwise by one pass forward and batched
+    passes backward: reverse over reverse mode costs a third of
     forward over reverse mode through nested transforms, whose bookkeeping dominates small
     problems, and no more where arithmetic dominates.
     """
+    if program.separated is not None:
+        return _evaluate_scalars(program.separated, program, x, weights)
     with graph():
         x = x.detach().clone().requires_grad_()
         rows = row_values(program, x, tuple(v.detach() for v in program.parameters))
@@ -176,9 +204,38 @@ def evaluate(
     return Evaluation(rows.detach(), jacobian.detach(), hessian)
 
 
+def _evaluate_scalars(
+    separated: Separated, program: NonlinearProgram, x: Tensor, weights: Tensor | None
+) -> Evaluation:
+    batch, n = x.shape
+    given = [x.detach(), *flat_parameters(program.parameters)]
+    if weights is None:
+        rows, slopes = separated.first(batch, *given)
+        hessian = x.new_zeros(batch, 0, 0)
+    else:
+        missing = sum(separated.sizes) - weights.shape[1]
+        given.insert(1, torch.nn.functional.pad(weights.detach(), (0, missing)))
+        rows, slopes, hessian = separated.second(batch, *given)
+        hessian = hessian.view(batch, n, n)
+    return Evaluation(rows, slopes.view(batch, -1, n), hessian)
+
+
+def flat_parameters(parameters: Parameters) -> list[Tensor]:
+    """Each (batch or 1, entries)."""
+    return [value.detach().reshape(len(value), -1) for value in parameters]
+
+
 def mix(weights: Tensor, rows: Tensor) -> Tensor:
     """Weighted sums of rows: (batch, r) and (batch, r, n) to (batch, n)."""
     return torch.bmm(weights[:, None], rows)[:, 0]
+
+
+def squares(program: NonlinearProgram, rows: Tensor, weights: Tensor) -> Tensor:
+    """A' diag(w) A of the constraints' rows (batch, r, n) and weights (batch, r): (batch, n, n)."""
+    separated = program.separated
+    if separated is not None and separated.squares is not None:
+        return separated.squares(rows, weights)
+    return (rows * weights[:, :, None]).mT @ rows
 
 
 def along(rows: Tensor, x: Tensor) -> Tensor:
@@ -234,6 +291,11 @@ def hessian_product(
     multipliers: Tensor,  # (batch, k + l)
 ) -> Callable[[Tensor], Tensor]:
     """The map from v, (batch, n), to the Hessian of the Lagrangian times v."""
+    separated = program.separated
+    if separated is not None:
+        x, multipliers = x.detach(), multipliers.detach()
+        rest = flat_parameters(program.parameters)
+        return lambda v: separated.product(len(x), x, multipliers, v, *rest)[0]
     with graph():
         x = x.detach().clone().requires_grad_()
         rows = row_values(program, x, tuple(v.detach() for v in program.parameters))

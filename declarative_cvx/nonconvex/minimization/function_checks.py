@@ -32,6 +32,8 @@ def checked_functions(program: NonlinearProgram, x: Tensor) -> NonlinearProgram:
         If one of them fails, returns something of the wrong shape or type, uses a tensor that
         requires a gradient and is no parameter, or mixes the elements of a batch.
     """
+    if program.separated is not None:
+        return program  # known by all of its scalars
     x, *values = observed(x, *program.parameters)
     parameters, rows = tuple(values), {}
     for name in ("objective", "equality", "inequality"):
@@ -64,9 +66,11 @@ def _checked(
 def _called(
     program: NonlinearProgram, name: str, function: Function, x: Tensor, parameters: Parameters
 ) -> Tensor:
+    x, parameters = x.clone(), tuple(value.clone() for value in parameters)
+    versions = [value._version for value in (x, *parameters)]
     with graph():
         try:
-            return mapped(program, function, x, parameters)
+            found = mapped(program, function, x, parameters)
         except DeclarativeError:
             raise
         except Exception as error:
@@ -76,6 +80,12 @@ def _called(
                 f"the {name} function, called with float64 tensors for {kind}, raises "
                 f"{type(error).__name__}: {error}{advice}"
             ) from error
+    if versions != [value._version for value in (x, *parameters)]:
+        raise SpecificationError(
+            f"the {name} function writes into its arguments, which would change what it is given "
+            "next. Compute new tensors (`x = x + p` instead of `x += p`)."
+        )
+    return found
 
 
 def _require_tensor(name: str, found: Tensor) -> None:

@@ -18,15 +18,17 @@ from torch import Tensor
 
 from declarative_cvx.kkt import fold
 from declarative_cvx.least_squares import FACTORED
-from declarative_cvx.nonconvex.minimization.active_set import ActiveSet, solve_symmetric
+from declarative_cvx.nonconvex.minimization.active_set import ActiveSet
 from declarative_cvx.nonconvex.minimization.conjugate_gradients import conjugate_gradients, is_large
 from declarative_cvx.nonconvex.minimization.evaluation import (
     evaluate,
+    flat_parameters,
     graph,
     hessian_product,
     row_values,
 )
 from declarative_cvx.nonconvex.minimization.program import NonlinearProgram, Parameters
+from declarative_cvx.nonconvex.minimization.scalars.separated import Separated
 from declarative_cvx.transforms import apply_function, recording
 
 Record = Callable[[Tensor, Tensor], None]  # of residual and singularity, each (batch,)
@@ -92,7 +94,9 @@ class Minimum:
         return torch.cat([by_x, by_y], 1), by_p
 
     def _pull_back_once(self, w: Tensor, value: Tensor | None) -> tuple[Tensor, Parameters]:
-        """The same without a graph, in a third of the time."""
+        """The same without a graph."""
+        if self.program.separated is not None:
+            return self._pull_back_scalars(self.program.separated, w, value)
         with graph():
             leaves = [v.detach().requires_grad_() for v in (self.x, self.y, *self.parameters)]
             x, y, parameters = leaves[0], leaves[1], leaves[2:]
@@ -105,6 +109,20 @@ class Minimum:
                 own = _gradients((value.detach() * each).sum(), parameters)
                 by_p = [a + b for a, b in zip(by_p, own, strict=True)]
         return torch.cat([by_x, by_y], 1).detach(), tuple(v.detach() for v in by_p)
+
+    def _pull_back_scalars(
+        self, separated: Separated, w: Tensor, value: Tensor | None
+    ) -> tuple[Tensor, Parameters]:
+        batch = len(self.x)
+        factor = torch.zeros_like(self.x[:, :1]) if value is None else value.detach()[:, None]
+        inputs = (v.detach() for v in (self.x, self.y, w))
+        rest = flat_parameters(self.parameters)
+        by_x, by_y, *by_p = separated.pulled_back(batch, *inputs, factor, *rest)
+        summed = (
+            (g if len(v) == batch else g.sum(0)).reshape(v.shape)
+            for g, v in zip(by_p, self.parameters, strict=True)
+        )
+        return torch.cat([by_x, by_y], 1), tuple(summed)
 
     def push(self, changes: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor]:
         """Changes of L's derivative by (x, y), (batch, n + k + l), and of L, (batch,)."""
@@ -192,8 +210,8 @@ class _Solve(torch.autograd.Function):
             w, residual, singular = _iteratively(program, x, y, rhs, free)
         else:
             weights = torch.cat([torch.ones_like(x[:, :1]), y], 1)
-            matrix = ActiveSet(active > 0, free == 0, none).matrix(evaluate(program, x, weights))
-            w, residual, singular = solve_symmetric(matrix, rhs * kept)
+            at, active_set = evaluate(program, x, weights), ActiveSet(active > 0, free == 0, none)
+            w, residual, singular = active_set.solve(at, rhs * kept)
         if kind.record is not None:
             kind.record(residual.amax(1), singular)
         return w * kept

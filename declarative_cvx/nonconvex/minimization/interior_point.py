@@ -3,69 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from declarative_cvx.nonconvex.minimization.evaluation import (
-    Evaluation,
-    Record,
     along,
     equality_count,
     evaluate,
     mix,
+    squares,
 )
 from declarative_cvx.nonconvex.minimization.infeasibility import excess_of, infeasibility_slope
-from declarative_cvx.nonconvex.minimization.kkt_residual import KKTPoint, stationarity, violations
+from declarative_cvx.nonconvex.minimization.interior_state import (
+    Direction,
+    Errors,
+    Interior,
+    Tried,
+    all_gaps,
+    equations_of,
+    gap_moves,
+    inside,
+    largest,
+    longest,
+    merit,
+    near_central,
+    scaled,
+    scaling,
+)
 from declarative_cvx.nonconvex.minimization.minimizer import (
     RUNNING,
     Iterative,
     MinimizerAnswer,
-    State,
     bounds,
 )
 from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
+from declarative_cvx.nonconvex.minimization.sides import Sides
 from declarative_cvx.nonconvex.minimization.trust_region import damped_factor, row_sizes
 from declarative_cvx.status import Status
 
 # Share of the predicted decrease of the merit function that a step has to achieve.
 _ENOUGH = 1e-4
-# Steps go at most this share of the way to the boundary, or 1 - m if that is more.
-_BOUNDARY = 0.9
-# By how much bounds are widened, so that fixed variables have an inside.
-_WIDER = 1e-9
+# Largest violation of what counts as feasible.
+_FEASIBLE = 1e-6
 # Limits of the multipliers that the augmented Lagrangian is centred at.
 _LARGE = 1e6
-
-
-@dataclass(frozen=True, eq=False)
-class _Interior(State):
-    """The scaled problem's iterate; row 0 of `scale` is the objective's."""
-
-    s: Tensor  # (batch, l), slack
-    y: Tensor  # (batch, k), multipliers of the equalities
-    z: Tensor  # (batch, l + 2n) or (batch, l), multipliers of inequalities and bounds
-    centre: Tensor  # (batch, k + l), of the augmented Lagrangian
-    barrier: Tensor  # (batch,)
-    penalty: Tensor  # (batch,), inverse of the weight of |c|^2 / 2
-    reach: Tensor  # (batch,), largest violation to go to
-    damping: Tensor  # (batch,)
-    shrink: Tensor  # (batch,), share of the step to try
-    best: Tensor  # (batch,), smallest residual so far
-    scale: Tensor  # (batch, 1 + k + l)
-    at: Evaluation  # scaled
-
-
-@dataclass(frozen=True, eq=False)
-class _Direction(Record):
-    x: Tensor
-    s: Tensor
-    y: Tensor
-    z: Tensor
-    gaps: Tensor
-    slope: Tensor  # (batch,), of the merit function
-    damping: Tensor
 
 
 @dataclass(frozen=True)
@@ -76,10 +60,10 @@ class InteriorPoint(Iterative):
     equations an augmented Lagrangian ``c'(centre) + |c|^2 / (2 m)``. The step is the primal-dual
     Newton step; it is a descent direction of this merit function once enough damping has made the
     condensed matrix positive definite, which is tested by its Cholesky factorisation, and is
-    shortened until the merit function decreases. As each subproblem has one merit function, steps
-    cannot cycle, dependent constraints do no harm, and infeasible problems end at a stationary
-    point of ``|c|^2`` (Armand and Omheni 2017, "A globally and quadratically convergent primal-dual
-    augmented Lagrangian algorithm").
+    corrected for the curvature of the constraints and shortened until the merit function
+    decreases. As each subproblem has one merit function, steps cannot cycle, dependent constraints
+    do no harm, and infeasible problems end at a stationary point of ``|c|^2`` (Armand and Omheni
+    2017, "A globally and quadratically convergent primal-dual augmented Lagrangian algorithm").
 
     Parameters
     ----------
@@ -89,6 +73,7 @@ class InteriorPoint(Iterative):
 
     name: ClassVar[str] = "InteriorPoint"
     takes_constraints: ClassVar[bool] = True
+    freezes: ClassVar[bool] = True
     barrier: float = 0.1
 
     def alternatives(self) -> tuple[InteriorPoint, ...]:
@@ -97,270 +82,232 @@ class InteriorPoint(Iterative):
 
     # --- start ---------------------------------------------------------------------------------
 
-    def begin(self, program: NonlinearProgram, start: Tensor) -> _Interior:
-        lower, upper = _wide_bounds(program, start)
-        x = _inside(start, lower, upper)
+    def begin(self, program: NonlinearProgram, start: Tensor) -> Interior:
+        sides = Sides.of(program, start)
+        x = inside(start, *bounds(program, start))
         raw = evaluate(program, x, torch.ones_like(x[:, :1]))
-        scale = _scaling(raw)
-        at = _scaled(raw, scale)
+        scale = scaling(raw)
+        at = scaled(raw, scale)
         at = replace(at, hessian=raw.hessian * scale[:, 0, None, None])
         k, one = equality_count(program), x.new_ones(len(x))
         s = (-at.constraints[:, k:]).clamp(min=0.1)
-        gaps = _gaps(x, s, lower, upper, program)
-        z = torch.where(torch.isfinite(gaps), self.barrier / gaps, 0.0)
-        y = x.new_zeros(len(x), k)
+        gaps = all_gaps(x, s, sides)
+        z, y = self.barrier / gaps, x.new_zeros(len(x), k)
         outcome = torch.where(at.finite, RUNNING, int(Status.NUMERICAL_ERROR))
-        state = _Interior(
+        state = Interior(
             x, outcome, torch.zeros_like(outcome), s, y, z, torch.cat([y, z[:, : s.shape[1]]], 1),
-            self.barrier * one, self.barrier * one, one, 0 * one, one, torch.inf * one, scale, at,
+            self.barrier * one, self.barrier * one, one, 0 * one, one, torch.inf * one, scale,
+            sides, at, gaps, equations_of(at, s), gaps.log().sum(1),
         )  # fmt: skip
-        reach = 10 * _largest(_equations(state)).clamp(min=1.0)
-        residual = self._residual(program, state, lower, upper)
+        errors = self._errors(state)
         return replace(
-            state, reach=reach, outcome=self._outcome(program, state, residual, lower, upper)
+            state,
+            reach=10 * errors.equations.clamp(min=1.0),
+            outcome=self._outcome(program, state, errors),
         )
 
     # --- one iteration ---------------------------------------------------------------------------
 
-    def step(self, program: NonlinearProgram, state: _Interior) -> _Interior:
-        lower, upper = _wide_bounds(program, state.x)
-        gaps = _gaps(state.x, state.s, lower, upper, program)
-        c = _equations(state)
-        d = self._direction(state, gaps, c)
-        share = (1 - state.barrier).clamp(min=_BOUNDARY)
-        primal = _longest(gaps, d.gaps, share) * state.shrink
-        trial = self._trial(program, state, d, primal, _longest(state.z, d.z, share), lower, upper)
-        new_gaps = _gaps(trial.x, trial.s, lower, upper, program)
-        new_c = _equations(trial)
-        old, new = _merit(state, gaps, c), _merit(trial, new_gaps, new_c)
-        residual = self._residual(program, trial, lower, upper)
-        taken = new <= old + _ENOUGH * primal * d.slope + 1e-14 * (1 + old.abs())
-        taken |= residual <= 0.9 * state.best
-        astray = _largest(new_c) > state.reach
-        taken &= trial.at.finite & torch.isfinite(new) & ~astray
-        trial = self._advance(trial, new_gaps, new_c)
-        smaller = torch.where(d.damping < 1e-8, 0.0, d.damping / 10)
-        trial = replace(
-            trial,
-            damping=torch.where(primal > 0.1, smaller, d.damping),
-            shrink=torch.ones_like(primal),
-            best=torch.minimum(residual, state.best),
-            outcome=self._outcome(program, trial, residual, lower, upper),
-        )
-        shrink = state.shrink / 3
+    def step(self, program: NonlinearProgram, state: Interior) -> Interior:
+        d = self._direction(program, state)
+        primal, dual = longest(state, d)
+        tried = self._tried(program, state, d, primal * state.shrink, dual)
+        on_host, running = state.x.device.type == "cpu", state.outcome == RUNNING
+        if on_host and bool(tried.taken.all()):
+            return self._accepted(program, tried, d.damping)
+        bent = torch.where(running & ~tried.taken & tried.finite)[0] if on_host else None
+        tried = self._corrected(program, state, d, tried, dual, bent)
+        shrink, least = state.shrink / 2, (state.penalty / 4).clamp(min=1e-12)
         rejected = replace(
             state,
             damping=torch.clamp(4 * d.damping, min=1e-4),
             shrink=shrink,
-            penalty=torch.where(astray, (state.penalty / 4).clamp(min=1e-12), state.penalty),
-            outcome=torch.where(shrink < 1e-12, int(Status.INACCURATE), state.outcome),
+            penalty=torch.where(tried.astray, least, state.penalty),
+            outcome=torch.where(running & (shrink < 1e-12), int(Status.INACCURATE), state.outcome),
+            iterations=state.iterations + running,
         )
-        return replace(trial.where(taken, rejected), iterations=state.iterations + 1)
+        return self._accepted(program, tried, d.damping).where(tried.taken, rejected)
 
-    def _direction(self, state: _Interior, gaps: Tensor, c: Tensor) -> _Direction:
+    def _tried(
+        self,
+        program: NonlinearProgram,
+        state: Interior,
+        d: Direction,
+        primal: Tensor,
+        dual: Tensor,
+    ) -> Tried:
+        """Where a step leads, and whether it is good enough to be taken."""
+        trial = self._trial(program, state, d, primal, dual)
+        errors = self._errors(trial)
+        old, new = merit(state), merit(trial)
+        good = new <= old + _ENOUGH * primal * d.slope + 1e-14 * (1 + old.abs())
+        good |= errors.residual <= 0.9 * state.best
+        finite = trial.at.finite & torch.isfinite(new)
+        astray = errors.equations > state.reach
+        taken = good & finite & ~astray & (state.outcome == RUNNING)
+        return Tried(trial, errors, primal, taken, finite, astray)
+
+    def _corrected(
+        self,
+        program: NonlinearProgram,
+        state: Interior,
+        d: Direction,
+        tried: Tried,
+        dual: Tensor,
+        elements: Tensor | None,
+    ) -> Tried:
+        """Second-order corrections: back to where the equations' linear model had promised.
+
+        Along curved constraints a step that is right to first order would be refused otherwise.
+        """
+        if elements is None:
+            return self._second(program, state, d, tried, dual).where(~tried.taken, tried)
+        if not len(elements):
+            return tried
+        old = tried.select(elements)
+        part, start = program.select(elements), state.select(elements)
+        new = self._second(part, start, d.select(elements), old, dual[elements])
+        return tried.put(elements, new.where(new.taken, old))
+
+    def _second(
+        self,
+        program: NonlinearProgram,
+        state: Interior,
+        d: Direction,
+        tried: Tried,
+        dual: Tensor,
+    ) -> Tried:
+        k, p = state.y.shape[1], tried.primal[:, None]
+        missed = (tried.trial.c - state.c) / p - d.equations
+        rhs = -mix(d.row_weight * missed, state.at.rows)
+        dx = torch.cholesky_solve(rhs[:, :, None], d.factor)[:, :, 0]
+        ds = -(missed + along(state.at.rows, dx))[:, k:] * d.share
+        gaps = d.gaps + gap_moves(dx, ds, state.sides)
+        bent = replace(d, x=d.x + dx, s=d.s + ds, gaps=gaps)
+        primal = torch.minimum(longest(state, bent)[0], tried.primal)
+        return self._tried(program, state, bent, primal, dual)
+
+    def _direction(self, program: NonlinearProgram, state: Interior) -> Direction:
         """The primal-dual Newton step, s and the multipliers eliminated."""
-        at, k, q, n = state.at, state.y.shape[1], state.s.shape[1], state.x.shape[1]
-        penalty = state.penalty[:, None]
-        weight, central = state.z / gaps, state.barrier[:, None] / gaps
-        A = at.rows
-        pi = state.centre + c / penalty
-        grad_x, matrix = at.gradient + mix(pi, A), at.hessian
-        if gaps.shape[1] > q:
-            grad_x = grad_x - central[:, q : q + n] + central[:, q + n :]
-            matrix = matrix + torch.diag_embed(weight[:, q : q + n] + weight[:, q + n :])
+        at, k, q, sides = state.at, state.y.shape[1], state.s.shape[1], state.sides
+        A, penalty = at.rows, state.penalty[:, None]
+        weight, central = state.z / state.gaps, state.barrier[:, None] / state.gaps
+        pi = torch.addcdiv(state.centre, state.c, penalty)
+        grad_x = at.gradient + mix(pi, A)
         grad_s = pi[:, k:] - central[:, :q]
         share = 1 / (1 + penalty * weight[:, :q])
         row_weight = torch.cat([(1 / penalty).expand(-1, k), weight[:, :q] * share], 1)
-        matrix = matrix + (A * row_weight[:, :, None]).mT @ A
-        units = row_sizes(at.hessian, at.gradient, state.x)
+        matrix = at.hessian + squares(program, A, row_weight)
+        if sides.count:
+            grad_x = grad_x - sides.pull(central[:, q:])
+            matrix.diagonal(dim1=1, dim2=2).add_(sides.spread(weight[:, q:]))
+        units = partial(row_sizes, at.hessian, at.gradient, state.x)
         damping, factor = damped_factor(matrix, units, state.damping)
         rhs = mix(grad_s * share, A[:, k:]) - grad_x
         dx = torch.cholesky_solve(rhs[:, :, None], factor)[:, :, 0]
         Adx = along(A, dx)
         ds = -(penalty * grad_s + Adx[:, k:]) * share
-        move = torch.cat([ds, dx, -dx], 1) if gaps.shape[1] > q else ds
-        dz = central - state.z - weight * move
+        move = gap_moves(dx, ds, sides)
+        dz = torch.addcmul(central - state.z, weight, move, value=-1)
         dy = pi[:, :k] + Adx[:, :k] / penalty - state.y
         slope = (grad_x * dx).sum(1) + (grad_s * ds).sum(1)
-        return _Direction(dx, ds, dy, dz, move, slope, damping)
+        equations = Adx + torch.nn.functional.pad(ds, (k, 0))
+        return Direction(
+            dx, ds, dy, dz, move, equations, slope, damping, factor, row_weight, share
+        )  # fmt: skip
 
     def _trial(
         self,
         program: NonlinearProgram,
-        state: _Interior,
-        d: _Direction,
+        state: Interior,
+        d: Direction,
         primal: Tensor,
         dual: Tensor,
-        lower: Tensor,
-        upper: Tensor,
-    ) -> _Interior:
+    ) -> Interior:
         """The program some way along the direction."""
-        p, q = primal[:, None], dual[:, None]
-        x, s = state.x + p * d.x, state.s + p * d.s
-        y, z = state.y + p * d.y, state.z + q * d.z
-        z = _near_central(z, _gaps(x, s, lower, upper, program), state.barrier)
+        p = primal[:, None]
+        x, s = torch.addcmul(state.x, p, d.x), torch.addcmul(state.s, p, d.s)
+        y, z = torch.addcmul(state.y, p, d.y), torch.addcmul(state.z, dual[:, None], d.z)
+        gaps = all_gaps(x, s, state.sides)
+        z = near_central(z, gaps, state.barrier)
         weights = torch.cat([torch.ones_like(p), y, z[:, : s.shape[1]]], 1) * state.scale
-        at = _scaled(evaluate(program, x, weights), state.scale)
-        return replace(state, x=x, s=s, y=y, z=z, at=at)
+        at = scaled(evaluate(program, x, weights), state.scale)
+        c, logs = equations_of(at, s), gaps.log().sum(1)
+        return replace(state, x=x, s=s, y=y, z=z, at=at, gaps=gaps, c=c, logs=logs)
 
     # --- what is known after a step --------------------------------------------------------------
 
-    def _residual(
-        self, program: NonlinearProgram, state: _Interior, lower: Tensor, upper: Tensor
-    ) -> Tensor:
-        """Largest relative violation of the optimality conditions, shape (batch,)."""
-        low, high = (lower, upper) if _has_bounds(program) else (None, None)
-        found = violations(state.at, _point(state), low, high, state.y.shape[1])
-        products = (found.slack.clamp(0, 1e3) * found.multiplier).abs()
-        residuals = found.residuals
-        together = torch.maximum(residuals.primal, residuals.dual)
-        return torch.maximum(together, _largest(products))
-
-    def _advance(self, state: _Interior, gaps: Tensor, c: Tensor) -> _Interior:
-        """The next subproblem, where this one is solved well enough."""
-        m, point = state.barrier[:, None], _point(state)
-        gradient = stationarity(state.at, point)
-        products = torch.where(torch.isfinite(gaps), gaps * state.z - m, 0.0)
-        equations = c + state.penalty[:, None] * (state.centre - point.y)
-        multipliers = torch.cat([state.y, state.z], 1)
-        size = 1 + multipliers.abs().mean(1) / 10 if multipliers.shape[1] else 1.0
-        error = torch.maximum(_largest(gradient), _largest(products)) / size
-        error = torch.maximum(error, _largest(equations))
-        m, least = state.barrier, 0.01 * self.tol
-        ready = (error <= 10 * m) & (m > least)
-        smaller = torch.clamp(torch.minimum(0.2 * m, m**1.5), min=least)
-        penalty = torch.minimum(smaller, state.penalty)
-        centre = point.y.clamp(-_LARGE, _LARGE)
-        return replace(
-            state,
-            barrier=torch.where(ready, smaller, m),
-            penalty=torch.where(ready, penalty, state.penalty),
-            centre=torch.where(ready[:, None], centre, state.centre),
+    def _errors(self, state: Interior) -> Errors:
+        """Stationarity, complementarity and feasibility, as they are and relative."""
+        at, multipliers = state.at, state.multipliers
+        rows, size = at.rows.abs(), 1 + state.x.abs()
+        slope = at.gradient + mix(multipliers, at.rows)
+        if state.sides.count:
+            slope = slope - state.sides.pull(state.z[:, state.s.shape[1] :])
+        terms = torch.maximum(at.gradient.abs(), mix(multipliers.abs(), rows))
+        terms = torch.maximum(terms, along(at.hessian.abs(), size))
+        dual, products = largest(slope), state.gaps * state.z
+        mean = (state.y.abs().sum(1) + state.z.sum(1)) / max(state.y.shape[1] + state.z.shape[1], 1)
+        error = torch.maximum(dual, largest(products - state.barrier[:, None])) / (1 + mean / 10)
+        centred = state.c + state.penalty[:, None] * (state.centre - multipliers)
+        primal = largest(state.c / (1e-8 + along(rows, size)))
+        relative = dual / largest(terms).clamp(min=1e-8)
+        comparable = largest(products) / (1 + at.objective.abs())
+        return Errors(
+            torch.maximum(error, largest(centred)),
+            torch.maximum(torch.maximum(primal, relative), comparable),
+            largest(state.c),
         )
 
-    def _outcome(
-        self,
-        program: NonlinearProgram,
-        state: _Interior,
-        residual: Tensor,
-        lower: Tensor,
-        upper: Tensor,
-    ) -> Tensor:
+    def _accepted(self, program: NonlinearProgram, tried: Tried, damping: Tensor) -> Interior:
+        """After a step; with the next subproblem where this one is solved well enough."""
+        trial, errors, primal = tried.trial, tried.errors, tried.primal
+        m, least = trial.barrier, 0.01 * self.tol
+        ready = errors.subproblem <= 10 * m
+        smaller = torch.clamp(torch.minimum(0.2 * m, m**1.5), min=least)
+        penalty = torch.minimum(smaller, trial.penalty)
+        centre = trial.multipliers.clamp(-_LARGE, _LARGE)
+        relaxed = torch.where(damping < 1e-8, 0.0, damping / 3)
+        return replace(
+            trial,
+            barrier=torch.where(ready, smaller, m),
+            penalty=torch.where(ready, penalty, trial.penalty),
+            centre=torch.where(ready[:, None], centre, trial.centre),
+            damping=torch.where(primal > 0.1, relaxed, damping),
+            shrink=torch.ones_like(primal),
+            best=torch.minimum(errors.residual, trial.best),
+            outcome=self._outcome(program, trial, errors),
+            iterations=trial.iterations + 1,
+        )
+
+    def _outcome(self, program: NonlinearProgram, state: Interior, errors: Errors) -> Tensor:
         """What each element has ended with, if it has."""
+        outcome = torch.where(errors.residual <= self.tol, int(Status.OPTIMAL), state.outcome)
+        low = state.at.objective < -1e12
+        stuck = (errors.equations > _FEASIBLE) & (state.penalty <= 1e-5)
+        if outcome.device.type == "cpu" and not bool((low | stuck).any()):
+            return outcome
         excess = excess_of(state.at, state.y.shape[1])
-        feasible = _largest(excess) <= 1e-6
-        away = feasible & (state.at.objective < -1e12) & (state.x.abs().amax(1) > 1e10)
-        outcome = torch.where(away, int(Status.UNBOUNDED), state.outcome)
-        y = _point(state).y
+        feasible, no = largest(excess) <= _FEASIBLE, torch.zeros_like(stuck)
+        # Violations alone or, once nothing else counts, as the multipliers weigh them.
+        y = state.multipliers
         pulls = (excess, 1e-5), (torch.where(y * excess > 0, y, 0.0), 0.01 * self.tol)
         for pull, enough in pulls:
-            slope = infeasibility_slope(pull, excess, state.at.rows, state.x, lower, upper)
-            no = ~feasible & (slope <= 1e-6) & (state.penalty <= enough)
-            outcome = torch.where(no, int(Status.INFEASIBLE), outcome)
-        outcome = torch.where(residual <= self.tol, int(Status.OPTIMAL), outcome)
-        return torch.where(state.outcome == RUNNING, outcome, state.outcome)
+            slope = infeasibility_slope(
+                pull, excess, state.at.rows, state.x, *bounds(program, state.x)
+            )
+            no |= stuck & ~feasible & (slope <= 1e-6) & (state.penalty <= enough)
+        away = low & feasible & (state.x.abs().amax(1) > 1e10)
+        ended = torch.where(no, int(Status.INFEASIBLE), int(Status.UNBOUNDED))
+        return torch.where((no | away) & (outcome == RUNNING), ended, outcome)
 
-    def answer(
-        self, program: NonlinearProgram, state: _Interior, status: Tensor
-    ) -> MinimizerAnswer:
-        point = _point(state)
+    def answer(self, program: NonlinearProgram, state: Interior, status: Tensor) -> MinimizerAnswer:
         objective, rows = state.scale[:, :1], state.scale[:, 1:]
-        y = point.y * rows / objective
+        y = state.multipliers * rows / objective
         k = state.y.shape[1]
         lower, upper = bounds(program, state.x)
+        low, high = state.sides.split(state.z[:, state.s.shape[1] :] / objective)
         return MinimizerAnswer(
             torch.minimum(torch.maximum(state.x, lower), upper), y[:, :k], y[:, k:],
-            point.lower / objective, point.upper / objective, status, state.iterations,
+            low, high, status, state.iterations,
         )  # fmt: skip
-
-
-# --- parts ---------------------------------------------------------------------------------------
-
-
-def _scaled(raw: Evaluation, scale: Tensor) -> Evaluation:
-    """Values and Jacobian of the scaled program; the Hessian's weights were scaled before."""
-    return replace(raw, values=raw.values * scale, jacobian=raw.jacobian * scale[:, :, None])
-
-
-def _scaling(raw: Evaluation) -> Tensor:
-    """Factors that give slopes (and the objective's curvature) at the start size one or so."""
-    rows = raw.jacobian.abs().amax(2)
-    first = torch.maximum(rows[:, :1], raw.hessian.abs().amax((1, 2))[:, None]) / 10
-    sizes = torch.cat([first, rows[:, 1:]], 1)
-    return torch.where(sizes > 1e-8, 1 / sizes.clamp(min=1e-8), 1.0).nan_to_num(1.0, 1.0)
-
-
-def _wide_bounds(program: NonlinearProgram, x: Tensor) -> tuple[Tensor, Tensor]:
-    lower, upper = bounds(program, x)
-    return (
-        torch.where(torch.isfinite(lower), lower - _WIDER * (1 + lower.abs()), lower),
-        torch.where(torch.isfinite(upper), upper + _WIDER * (1 + upper.abs()), upper),
-    )
-
-
-def _inside(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """The nearest point that is some way inside the bounds."""
-    width = (upper - lower) / 4
-    low = torch.where(torch.isfinite(lower), lower, 0.0)
-    high = torch.where(torch.isfinite(upper), upper, 0.0)
-    least = torch.where(
-        torch.isfinite(lower), low + torch.minimum(0.01 * (1 + low.abs()), width), -torch.inf
-    )
-    most = torch.where(
-        torch.isfinite(upper), high - torch.minimum(0.01 * (1 + high.abs()), width), torch.inf
-    )
-    return torch.minimum(torch.maximum(x, least), most)
-
-
-def _gaps(x: Tensor, s: Tensor, lower: Tensor, upper: Tensor, program: NonlinearProgram) -> Tensor:
-    """What has to stay positive: slacks, then distances from the bounds."""
-    if not _has_bounds(program):
-        return s
-    return torch.cat([s, x - lower, upper - x], 1)
-
-
-def _longest(value: Tensor, move: Tensor, share: Tensor) -> Tensor:
-    """Part of a move, at most one, that uses up at most a share of each value, (batch,)."""
-    if not value.shape[1]:
-        return value.new_ones(len(value))
-    room = torch.where(move < 0, -share[:, None] * value / move, torch.inf)
-    return room.nan_to_num(torch.inf).amin(1).clamp(max=1.0)
-
-
-def _near_central(z: Tensor, gaps: Tensor, barrier: Tensor) -> Tensor:
-    """Multipliers that are not too far from m / gap, as convergence needs."""
-    central = torch.where(torch.isfinite(gaps), barrier[:, None] / gaps, 0.0)
-    return torch.minimum(torch.maximum(z, 1e-8 * central), 1e8 * central)
-
-
-def _equations(state: _Interior) -> Tensor:
-    """(h, g + s), shape (batch, k + l)."""
-    k = state.y.shape[1]
-    c = state.at.constraints
-    return torch.cat([c[:, :k], c[:, k:] + state.s], 1)
-
-
-def _largest(values: Tensor) -> Tensor:
-    """Largest absolute value of each row, zero of rows without entries, shape (batch,)."""
-    return values.abs().amax(1) if values.shape[1] else values.new_zeros(len(values))
-
-
-def _merit(state: _Interior, gaps: Tensor, c: Tensor) -> Tensor:
-    """The augmented Lagrangian of the barrier problem, shape (batch,)."""
-    logs = torch.where(torch.isfinite(gaps), gaps, 1.0).log().sum(1)
-    penalty = (c * (state.centre + c / (2 * state.penalty[:, None]))).sum(1)
-    return state.at.objective - state.barrier * logs + penalty
-
-
-def _has_bounds(program: NonlinearProgram) -> bool:
-    return program.lower is not None or program.upper is not None
-
-
-def _point(state: _Interior) -> KKTPoint:
-    """The scaled problem's point."""
-    q, n = state.s.shape[1], state.x.shape[1]
-    y = torch.cat([state.y, state.z[:, :q]], 1)
-    if state.z.shape[1] == q:
-        none = torch.zeros_like(state.x)
-        return KKTPoint(state.x, y, none, none)
-    return KKTPoint(state.x, y, state.z[:, q : q + n], state.z[:, q + n :])

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from declarative_cvx.nonconvex.minimization.evaluation import Evaluation, Record, mix
 
+# Multipliers that are rounding, whatever the units: where the objective is constant all are.
+_NO_MULTIPLIER = 1e-15
+
 
 @dataclass(frozen=True, eq=False)
 class KKTPoint(Record):
@@ -137,7 +140,7 @@ def slopes(at: Evaluation, point: KKTPoint, bend: Tensor | None = None) -> Tenso
     if at.hessian.shape[1]:
         terms.append((at.hessian.abs() * size[:, None]).amax(2))
     if at.rows.shape[1]:
-        terms.append((at.rows * point.y[:, :, None]).abs().amax(1))
+        terms.append((at.rows.abs() * (point.y[:, :, None].abs() + _NO_MULTIPLIER)).amax(1))
     largest = torch.stack(terms).amax(0)
     return torch.maximum(largest, 1e-4 * largest.amax(1, keepdim=True)) + _tiny(largest)
 

@@ -10,7 +10,12 @@ from torch import Tensor
 from declarative_cvx.nonconvex.minimization.active_set import ActiveSet, weakly_active
 from declarative_cvx.nonconvex.minimization.conjugate_gradients import is_large
 from declarative_cvx.nonconvex.minimization.curvature import descent_directions, downhill
-from declarative_cvx.nonconvex.minimization.evaluation import Record, equality_count, values
+from declarative_cvx.nonconvex.minimization.evaluation import (
+    Record,
+    equality_count,
+    row_count,
+    values,
+)
 from declarative_cvx.nonconvex.minimization.external import External, InTurn, claimed
 from declarative_cvx.nonconvex.minimization.infeasibility import (
     excess_of,
@@ -40,6 +45,8 @@ _ACCURACIES = (1e-8, 1e-6, 1e-4, 1e-2)
 _SAME = 1e-2
 # Violation, and slope of the violation, both relative, of a point that shows infeasibility.
 _VIOLATED, _FLAT = 1e-6, 1e-4
+# Entries of Jacobians and Hessians that are worked on at once.
+_AT_ONCE, _AT_ONCE_ELSEWHERE = 1_000_000, 500_000_000
 # Times that a saddle point is left.
 _ESCAPES = 4
 # By how much, relatively, another start has to be better for the branch to be left.
@@ -84,7 +91,7 @@ def local_minima(program: NonlinearProgram, start: Tensor, minimizer: Minimizer)
     index = torch.arange(batch, device=start.device).repeat(starts)
     repeated = program if starts == 1 else program.select(index)
     with torch.no_grad():
-        found = _minimise(repeated, start.flatten(0, 1), minimizer)
+        found = _in_parts(repeated, start.flatten(0, 1), minimizer)
         if starts == 1:
             return found
         chosen = _choose(found, starts, batch) * batch + index[:batch]
@@ -103,6 +110,17 @@ def _choose(found: LocalMinimum, starts: int, batch: int) -> Tensor:
     limit = torch.where(torch.isfinite(best), best + _BETTER * (1 + best.abs()), best)
     first = (value <= limit).int().argmax(0)
     return torch.where(torch.isposinf(best), residual.argmin(0), first)
+
+
+def _in_parts(program: NonlinearProgram, start: Tensor, minimizer: Minimizer) -> LocalMinimum:
+    """As many elements at once as fit a processor's cache."""
+    limit = _AT_ONCE if start.device.type == "cpu" else _AT_ONCE_ELSEWHERE
+    numbers = program.variables * (program.variables + row_count(program))
+    parts = torch.arange(len(start), device=start.device).split(max(1, limit // numbers))
+    if len(parts) < 2:
+        return _minimise(program, start, minimizer)
+    first, *rest = (_minimise(program.select(at), start[at], minimizer) for at in parts)
+    return first.joined(rest)
 
 
 def _minimise(program: NonlinearProgram, start: Tensor, minimizer: Minimizer) -> LocalMinimum:

@@ -99,8 +99,14 @@ class Iterative(Minimizer):
     tol : float
         Relative size of the violations of the optimality conditions to stop at.
     max_iters : int
+
+    Attributes
+    ----------
+    freezes : bool
+        Whether `step` itself leaves finished elements as they are.
     """
 
+    freezes: ClassVar[bool] = False
     tol: float = 1e-9
     max_iters: int = 500
 
@@ -135,7 +141,7 @@ class Iterative(Minimizer):
                     at, state, program = at[keep], state.select(keep), program.select(keep)
             running = state.outcome == RUNNING
             new = self.step(program, state)
-            state = new if every == 1 and bool(running.all()) else new.where(running, state)
+            state = new if self.freezes else new.where(running, state)
         return whole.put(at, state)
 
     @abstractmethod
@@ -144,7 +150,7 @@ class Iterative(Minimizer):
 
     @abstractmethod
     def step(self, program: NonlinearProgram, state: Any) -> Any:
-        """The state one iteration later (of elements that are finished: anything)."""
+        """The state one iteration later (of finished elements anything, unless it `freezes`)."""
 
     @abstractmethod
     def answer(self, program: NonlinearProgram, state: Any, status: Tensor) -> MinimizerAnswer:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from declarative_cvx.nonconvex.minimization.active_set import ActiveSet, solve_symmetric
+from declarative_cvx.nonconvex.minimization.active_set import ActiveSet
 from declarative_cvx.nonconvex.minimization.conjugate_gradients import conjugate_gradients
 from declarative_cvx.nonconvex.minimization.evaluation import (
     Evaluation,
@@ -42,8 +42,9 @@ class Candidate(Record):
 
     @property
     def worst(self) -> Tensor:
-        """The largest residual, shape (batch,)."""
-        return self.found.residuals.worst
+        """The largest residual, shape (batch,); infinite where the objective is not finite."""
+        finite = torch.isfinite(self.at.objective)
+        return torch.where(finite, self.found.residuals.worst, torch.inf)
 
     def better(self, other: Candidate) -> Candidate:
         """Element by element the one with the smaller residual, this one where they tie."""
@@ -112,7 +113,7 @@ def _newton(
     gradient = gradient + along(at.hessian, jump)
     constraints = at.constraints + along(at.rows, jump)
     rhs = -torch.cat([gradient * active.free, constraints * active.rows], 1)
-    step = solve_symmetric(active.matrix(at), rhs[:, :, None])[0][:, :, 0]
+    step = active.solve(at, rhs[:, :, None])[0][:, :, 0]
     x, y = point.x + jump + step[:, :n], y + step[:, n:]
     if box is not None:  # exactly
         x = torch.where(active.lower, box.lower, torch.where(active.upper, box.upper, x))

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from declarative_cvx.nonconvex.minimization.scalars.separated import Separable, Separated
+
 Parameters = tuple[Tensor, ...]
 # Of one element: x of shape (n,) and its parameters, without a batch dimension. Or, where
 # `NonlinearProgram.batched` says so, of a batch: x (batch, n) and parameters (batch or 1, ...).
@@ -41,6 +43,8 @@ class NonlinearProgram:
         of one element are mapped by torch.func.vmap.
     equalities : int or None
         Number k of equalities; None: found by evaluating them.
+    separable : Separable or None
+        The same functions, to be taken apart, if that can be kept from call to call.
     """
 
     variables: int
@@ -53,6 +57,7 @@ class NonlinearProgram:
     batch: int
     batched: bool = False
     equalities: int | None = None
+    separable: Separable | None = None
 
     @property
     def device(self) -> torch.device:
@@ -67,6 +72,11 @@ class NonlinearProgram:
             return torch.zeros(self.batch, device=self.device)
         gaps = torch.nn.functional.pad((self.lower - self.upper).clamp(min=0), (0, 1)).amax(1)
         return torch.nan_to_num(gaps, nan=torch.inf).expand(self.batch)
+
+    @property
+    def separated(self) -> Separated | None:
+        """The functions taken apart into scalars, if that is possible."""
+        return None if self.separable is None else self.separable.separated
 
     def select(self, index: Tensor) -> NonlinearProgram:
         """The elements of the batch named by an index tensor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -68,7 +69,7 @@ class TrustRegion(Iterative):
         predicted = -(at.gradient * move).sum(1) - curvature / 2
         new = evaluate(program, x, x.new_ones(len(x), 1))
         ratio = (at.objective - new.objective) / predicted
-        noise = 8 * torch.finfo(x.dtype).eps * at.objective.abs()
+        noise = 256 * torch.finfo(x.dtype).eps * at.objective.abs()
         better = new.gradient.abs().amax(1) < at.gradient.abs().amax(1)
         taken = (ratio >= _ENOUGH) & (predicted > 0)
         taken |= (predicted.abs() <= noise) & better & ((new.objective - at.objective) <= noise)
@@ -114,7 +115,7 @@ def damped_step(
     mask = free.to(hessian.dtype)
     diagonal = row_sizes(hessian, gradient, state.x) * mask + (1 - mask)
     matrix = hessian * mask[:, :, None] * mask[:, None, :] + torch.diag_embed(1 - mask)
-    damping, factor = damped_factor(matrix, diagonal, state.damping)
+    damping, factor = damped_factor(matrix, lambda: diagonal, state.damping)
     rhs = (-gradient * mask)[:, :, None]
     return damping, torch.cholesky_solve(rhs, factor)[:, :, 0]
 
@@ -127,16 +128,25 @@ def row_sizes(hessian: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
     return torch.maximum(rows, 1e-4 * torch.maximum(rows.amax(1, keepdim=True), slope) + tiny)
 
 
-def damped_factor(matrix: Tensor, diagonal: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
-    """Damping t with matrix + t diag(diagonal) positive definite, and its Cholesky factor.
+def damped_factor(
+    matrix: Tensor, units: Callable[[], Tensor], damping: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Damping t with matrix + t diag(units) positive definite, and its Cholesky factor.
 
-    After the attempts of one iteration the last one's factor is returned, good or not.
+    After the attempts of one iteration the last one's factor is returned, good or not. The units,
+    (batch, n), are only asked for where there is damping.
     """
     free_look = matrix.device.type == "cpu"
-    for attempt in range(_ATTEMPTS):
-        damped = matrix + torch.diag_embed(damping[:, None] * diagonal)
-        factor, info = torch.linalg.cholesky_ex(damped)
-        if attempt + 1 == _ATTEMPTS or (free_look and not bool(info.any())):
+    undamped = free_look and not bool(damping.any())
+    damped = matrix if undamped else matrix + torch.diag_embed(damping[:, None] * units())
+    factor, info = torch.linalg.cholesky_ex(damped)
+    for _ in range(_ATTEMPTS - 1):
+        if free_look and not bool(info.any()):
             break
-        damping = torch.where(info > 0, torch.clamp(damping * 4, min=1e-2), damping)
+        at = torch.where(info > 0)[0] if free_look else torch.arange(len(info), device=info.device)
+        raised = torch.where(info > 0, torch.clamp(damping * 4, min=1e-2), damping)[at]
+        damping = damping.index_copy(0, at, raised)
+        damped = matrix[at] + torch.diag_embed(raised[:, None] * units()[at])
+        part, failed = torch.linalg.cholesky_ex(damped)
+        factor, info = factor.index_copy(0, at, part), info.index_copy(0, at, failed)
     return damping, factor

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from declarative_cvx.nonconvex.minimization.evaluation import evaluate
 from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
 from declarative_cvx.nonconvex.translation.domains import DEFINITE
 from declarative_cvx.nonconvex.translation.expression import Values, translate_expression
@@ -69,7 +70,7 @@ class StartingPoint:
             else:
                 x[:, at] = over_batch(self._reducer(variable), [value.to(x)], program.batch)
         first = self._repaired(program, x)
-        usable = over_batch(_finite(program), [first, *program.parameters], program.batch)
+        usable = _usable(program, first)
         if not transforming() and usable.all():
             return first
         return torch.where(usable[:, None], first, self._repaired(program, x + shift))
@@ -87,12 +88,14 @@ class StartingPoint:
             )
         arguments = [x, program.lower, program.upper, *program.parameters]
         exact = over_batch(self._place, arguments, program.batch)
-        usable = over_batch(_finite(program), [exact, *program.parameters], program.batch)
+        usable = _usable(program, exact)
         return torch.where(usable[:, None], exact, first)
 
     def _repaired(self, program: NonlinearProgram, x: Tensor) -> Tensor:
         assert program.lower is not None
         assert program.upper is not None
+        if not self._restrictions and not self._auxiliaries:
+            return torch.clamp(x, program.lower, program.upper)
         arguments = [x, program.lower, program.upper, *program.parameters]
         return over_batch(self._repair, arguments, program.batch)
 
@@ -123,6 +126,13 @@ class StartingPoint:
     def _put(self, x: Tensor, variable: cp.Variable, value: Tensor) -> Tensor:
         at = self._layout.slices[variable.id]
         return torch.cat([x[: at.start], self._layout.reduce(variable, value), x[at.stop :]])
+
+
+def _usable(program: NonlinearProgram, x: Tensor) -> Tensor:
+    """Where all functions and their derivatives are finite, bool, shape (batch,)."""
+    if transforming():
+        return over_batch(_finite(program), [x, *program.parameters], program.batch)
+    return evaluate(program, x).finite
 
 
 def _finite(program: NonlinearProgram) -> Callable[..., Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from declarative_cvx.errors import SpecificationError
 from declarative_cvx.nonconvex.minimization.program import Function, NonlinearProgram, Parameters
+from declarative_cvx.nonconvex.minimization.scalars.separated import Separable
 from declarative_cvx.nonconvex.translation.constraint_rows import Answer, Duals, rows_of, violation
 from declarative_cvx.nonconvex.translation.epigraphs import EPIGRAPHS
 from declarative_cvx.nonconvex.translation.expression import (
@@ -108,6 +109,12 @@ class NonlinearForm:
         self._objective: Function = lambda x, p: objective(self._values(x, p)).reshape(())
         self._equality, self._equality_slices = self._stack(smoother.rows, equality=True)
         self._inequality, self._inequality_slices = self._stack(smoother.rows, equality=False)
+        functions = (self._objective, self._equality, self._inequality)
+        self._separable = Separable(
+            [function for function in functions if function is not None],
+            self.variables,
+            [parameter.shape for parameter in self.parameters],
+        )
         self._bounds = Bounds(self._all_bounds(smoother), self.layout)
         self._start = StartingPoint(
             self.layout, unknowns, smoother.restrictions, smoother.auxiliaries, self._values
@@ -190,6 +197,7 @@ class NonlinearForm:
             upper=upper,
             parameters=parameters,
             batch=batch,
+            separable=self._separable,
         )
 
     def _evaluate_bounds(

@@ -1,0 +1,1 @@
+"""Functions taken apart into scalars, so that sparse derivatives of a batch cost few operations."""
