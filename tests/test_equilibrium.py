@@ -325,3 +325,32 @@ def test_nothing_of_the_callers_is_changed():
     before = [v.clone() for v in (A, c, start)]
     solve_equilibrium(A, c, start=start)
     assert all(torch.equal(v, w) for v, w in zip((A, c, start), before, strict=True))
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float64, 1e7), (torch.float32, 1e4)])
+@pytest.mark.parametrize("length", [5, 6, 8, 11])
+def test_layers_behind_small_weights_are_reached(dtype, size, length):
+    A = torch.diag(torch.ones(length - 1, dtype=dtype), -1)
+    A[-2, -3], A[-1, -2] = 1 / size, size
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(41))
+    c = torch.eye(length, dtype=dtype)[:1].requires_grad_()
+    for index in (torch.arange(length), order):
+        moved = A[index][:, index].requires_grad_()
+        solution = solve_equilibrium(moved, c[:, index], "relu", on_irregular="ignore")
+        last = solution.x[0, index == length - 1].sum()
+        torch.testing.assert_close(last, torch.ones_like(last))
+        by_c, by_A = torch.autograd.grad(last, (c, moved))
+        torch.testing.assert_close(by_c[0, 0], torch.ones_like(last))
+        steps = (by_A * moved).detach().sum(1)  # every edge of the path multiplies by its weight
+        torch.testing.assert_close(steps.sum(), torch.full_like(last, length - 1))
+
+
+def test_start_far_from_the_solution():
+    for kind in (torch.float32, torch.float64):
+        A, c = 0.5 * torch.eye(3, dtype=kind) + 0.1, torch.ones(2, 3, dtype=kind)
+        for value in (1e6, 1e10, 1e14, 1e30):
+            found = solve_equilibrium(A, c, start=value * c)
+            torch.testing.assert_close(found.x[found.solved], 5 * c[found.solved])
+    zero = solve_equilibrium(A, 0 * c, start=c)
+    assert zero.solved.all()
+    torch.testing.assert_close(zero.x, 0 * c)

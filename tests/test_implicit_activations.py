@@ -269,6 +269,9 @@ def test_permuted_blocks() -> None:
             partly.take(wrong)
     with pytest.raises(SpecificationError, match="together"):
         Softmax().take([1, 0])
+    for phi in (Softmax(), Sort(2)):  # of how many states?
+        with pytest.raises(SpecificationError, match="together"):
+            phi.take([0, 1, 2])
 
 
 def test_names_and_modules() -> None:

@@ -338,3 +338,27 @@ def test_inputs_that_do_not_fit_are_refused():
     u[2, 1] = torch.nan
     with pytest.raises(ParameterError, match=r"u\[2, 1\] is nan"):
         predict(weights, u)
+
+
+def test_module_that_is_there_twice_is_applied_twice():
+    torch.manual_seed(31)
+    act, square = nn.ReLU(), nn.Linear(4, 4)
+    network = nn.Sequential(square, act, square, nn.Sequential(act, nn.Linear(4, 2)), act).double()
+    u = torch.randn(7, 4, dtype=torch.float64)
+    torch.testing.assert_close(predict(from_sequential(network, 4), u), network(u))
+
+
+def test_sequential_with_a_forward_of_its_own_is_refused():
+    class Residual(nn.Sequential):
+        def forward(self, u):
+            return u + super().forward(u)
+
+    with pytest.raises(SpecificationError, match="'1' is Residual"):
+        from_sequential(nn.Sequential(nn.Linear(3, 3), Residual(nn.Linear(3, 3))), 3)
+
+
+def test_scale_without_reciprocal_in_the_weights_type_is_refused():
+    weights = from_sequential(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), 2)
+    for value in (1e-50, 1e-40, 1e50):
+        with pytest.raises(ParameterError, match="reciprocals"):
+            rescale(weights, torch.full((3,), value, dtype=torch.float64))

@@ -4,6 +4,7 @@ import copy
 import io
 import os
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from declarative_cvx.nonconvex.implicit.parametrizations import (
     Unconstrained,
 )
 from declarative_cvx.nonconvex.implicit.uncertified import IllPosedWarning
+from declarative_cvx.nonconvex.implicit.weights import ImplicitWeights
 from declarative_cvx.nonconvex.implicit.well_posedness import is_well_posed
 
 SETS = [
@@ -119,6 +121,7 @@ def test_weights_are_saved_copied_and_loaded_exactly(well_posed):
     w = model.weights.detach()
     again.append(ImplicitModel.from_weights(w.A, w.B, w.C, w.D, w.b, w.c))
     again.append(ImplicitModel.from_weights(w.A, w.B, w.C, w.D, w.b, w.c, well_posed=well_posed))
+    again.append(ImplicitModel.from_weights(w, well_posed=well_posed))
     for each in again:
         torch.testing.assert_close(each(u), model(u), rtol=1e-9, atol=1e-10)
 
@@ -132,6 +135,35 @@ def test_weights_outside_of_the_set_are_refused():
         ImplicitModel.from_weights(A, B[:2], *rest[1:])
     with pytest.raises(ParameterError, match="neither"):
         ImplicitModel.from_weights(A, *rest, b=torch.zeros(3))
+    with pytest.raises(ParameterError, match="D is missing"):
+        ImplicitModel.from_weights(A, *rest[:2])
+
+
+def test_weights_as_one_record():
+    A, B, C, D = 0.3 * torch.ones(2, 2), torch.ones(2, 1), torch.ones(1, 2), torch.ones(1, 1)
+    weights = ImplicitWeights(A, B, C, D, torch.tensor([0.1, 0.2]), torch.ones(1), "tanh")
+    model, u = ImplicitModel.from_weights(weights), torch.tensor([[0.4]])
+    x = torch.zeros(2)
+    for _ in range(100):
+        x = torch.tanh(A @ x + u[0] + weights.b)
+    torch.testing.assert_close(model(u)[0], x.sum() + u[0] + 1)
+    for name in ("B", "b", "activation"):
+        with pytest.raises(ParameterError, match=f"hold {name} already"):
+            ImplicitModel.from_weights(weights, **{name: getattr(weights, name)})
+
+
+def test_weights_that_do_not_fit_leave_the_model_as_it_was():
+    model = model_of(InfinityNorm(0.9))
+    before, n = copy.deepcopy(model.state_dict()), model.state_features
+    weights = model.weights.detach()
+    other = replace(weights, activation="sigmoid")
+    with pytest.raises(ParameterError, match="activation"):
+        model.load_weights(other)
+    wide = replace(weights, A=weights.A / 2, B=weights.B.new_ones(n, 9), D=weights.D.new_ones(2, 9))
+    with pytest.raises(ParameterError, match="B has shape"):
+        model.load_weights(wide)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
 
 
 def test_without_biases():

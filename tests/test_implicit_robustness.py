@@ -275,3 +275,9 @@ def test_what_cannot_be_bounded_is_refused():
         certified_bounds(weights, u, torch.ones(P + 1))
     with pytest.raises(ParameterError, match="labels must be from 0 to 2"):
         certified_margins(weights, u, 0.1, torch.tensor([0, 3, 1]))
+
+
+def test_margin_needs_a_second_output() -> None:
+    weights = from_sequential(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), 2)
+    with pytest.raises(ParameterError, match="one output"):
+        certified_margins(weights, torch.zeros(2, 2), 0.1, torch.tensor([0, 0]))

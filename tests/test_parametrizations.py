@@ -311,3 +311,18 @@ def test_bad_sets_and_weights_are_refused() -> None:
         PerronFrobenius(0.9, (1, 2)).initial(3)
     with pytest.raises(ParameterError, match="no rank of 4"):
         LowRank(4).initial(3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, FLOAT], ids=str)
+def test_matrices_on_the_boundary_are_loaded_without_their_scaling(dtype: torch.dtype) -> None:
+    kind = PerronFrobenius(0.9)
+    torch.manual_seed(21)
+    raw = 9 * torch.randn(9, 8, dtype=dtype)
+    raw[3, 4:] = raw[0, 1:] = 0.0  # one state by itself, another that half of them do not reach
+    reducible = torch.tensor([[0.9, 0.0], [0.3, 0.2]], dtype=dtype)
+    for A in (kind.matrix(raw), reducible):
+        again = kind.matrix(kind.right_inverse(A))
+        torch.testing.assert_close(again, A, rtol=0, atol=64 * torch.finfo(dtype).eps * A.max())
+    for outside in ([[0.0, 9.01], [0.09, 0.0]], [[0.9, 5.0], [0.0, 0.9]]):
+        with pytest.raises(ParameterError, match="not in the set"):
+            kind.right_inverse(torch.tensor(outside, dtype=dtype))

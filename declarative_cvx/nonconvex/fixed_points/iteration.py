@@ -123,7 +123,7 @@ def iterate(
     tol: float,
     max_iters: int,
     method: str = "auto",
-    plain: int = JUDGED,
+    depth: int = 0,
     tol_if_slow: float = 0.0,
     warm: bool = False,
 ) -> Found:
@@ -139,8 +139,8 @@ def iterate(
         Evaluations of the map.
     method : {"auto", "picard", "anderson", "newton"}, optional
         Where to begin, or, for "picard", also to end.
-    plain : int, optional
-        Plain steps before the rate is judged.
+    depth : int, optional
+        Plain steps that end the iteration, if known: taken however small the residual is.
     tol_if_slow : float, optional
         Residual that is enough if plain iteration is slow, if larger.
     warm : bool, optional
@@ -150,7 +150,7 @@ def iterate(
     if not len(start):
         return run.found(slow=False)
     if method in ("auto", "picard"):
-        slow = not run.plainly(plain, patient=method == "picard")
+        slow = not run.plainly(depth, patient=method == "picard")
         if method == "picard" or not slow:
             return run.found(slow)
     run.tol = max(tol, tol_if_slow)
@@ -168,16 +168,16 @@ def solve_map(
     tol: float,
     max_iters: int,
     method: str = "auto",
-    plain: int = JUDGED,
+    depth: int = 0,
     warm: bool = False,
 ) -> Found:
     """`iterate` in the type of `start`; what is slow in float32 is finished in float64."""
     reachable = ROUNDING * torch.finfo(start.dtype).eps
     double = problem.double() if start.dtype != torch.float64 else None
     if double is None:
-        return iterate(problem, start, max(tol, reachable), max_iters, method, plain, warm=warm)
+        return iterate(problem, start, max(tol, reachable), max_iters, method, depth, warm=warm)
     rough = max(tol, reachable)
-    found = iterate(problem, start, rough, max_iters, method, plain, HANDED_OVER, warm)
+    found = iterate(problem, start, rough, max_iters, method, depth, HANDED_OVER, warm)
     if not found.slow and tol >= reachable:
         return found
     after = method if method in ("picard", "newton") or not found.slow else "anderson"
@@ -206,6 +206,7 @@ class _Run:
         # Where x = 0 solves, an iteration from elsewhere ends when it is small beside its start.
         floor = kind.eps * _max_norm(start) if warm else start.new_zeros(())
         self._floor = self._floors = floor.clamp(min=kind.tiny).expand(batch)
+        self._doubtful = warm  # whether x = 0 may not solve
         self._at = torch.arange(batch, device=device)
         self._count = 0
         self._move(start)
@@ -219,14 +220,25 @@ class _Run:
         self._count += 1
 
     def _residuals(self) -> Tensor:
-        size = torch.maximum(self._problem.norm(self._f), self._floor)
-        return _max_norm(self._f - self._x) / size
+        size = self._problem.norm(self._f)
+        if self._doubtful and bool((size < self._floor).any()):
+            self._settle_floors()
+        return _max_norm(self._f - self._x) / torch.maximum(size, self._floor)
 
-    def plainly(self, judged: int, patient: bool) -> bool:
+    def _settle_floors(self) -> None:
+        """No floor where x = 0 does not solve: iterates are small there, the start was far off."""
+        zero = self._whole.outer(self._whole.inner(torch.zeros_like(self._start)))
+        least = torch.finfo(zero.dtype).tiny
+        self._floors = torch.where(_max_norm(zero) == 0, self._floors, least)
+        self._floor, self._doubtful = self._floors[self._at], False
+
+    def plainly(self, depth: int, patient: bool) -> bool:
         """Plain steps; whether all elements were solved."""
-        steps = 1
+        steps, judged = 1, max(JUDGED, depth)
         previous: Tensor | float = math.inf
-        if not self._warm and self._max_iters > judged:
+        if depth:
+            self._advance(min(depth + self._warm, self._max_iters) - 1)
+        elif not self._warm and self._max_iters > judged:
             self._advance(1)
             previous = self._residuals().amax()
             self._advance(1)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from declarative_cvx.errors import SpecificationError
 from declarative_cvx.nonconvex.fixed_points.iteration import (
-    JUDGED,
     METHODS,
     FixedPointMap,
     Found,
@@ -41,15 +40,16 @@ class Settings:
     on_irregular: str
     structure: Structure = NONE
 
-    @property
-    def plain(self) -> int:
-        """Plain steps that are taken in any case."""
-        return max(JUDGED, self.structure.depth)
-
     def solve(self, problem: FixedPointMap, start: Tensor, warm: bool = False) -> Found:
         """`solve_map` with these settings."""
         return solve_map(
-            problem, start, self.tol, self.max_iters, self.method, self.plain, warm=warm
+            problem,
+            start,
+            self.tol,
+            self.max_iters,
+            self.method,
+            depth=self.structure.depth,
+            warm=warm,
         )
 
     def transposed(self) -> Settings:

@@ -119,13 +119,15 @@ class Activation(ABC):
         Raises
         ------
         SpecificationError
-            If this would take a map of several states apart.
+            If this would take a map of several states apart, or might: how many there are, only
+            `Blocks` know.
         """
-        if self.componentwise or list(index) == list(range(len(index))):
+        if self.componentwise:
             return self
         raise SpecificationError(
-            f"{self.name} acts on all states together, in order; states {list(index)[:8]}... "
-            "cannot be taken out or exchanged. Keep its block as a whole."
+            f"{self.name} acts on states together, in order; states {list(index)[:8]}... cannot be "
+            f"taken out or exchanged. Blocks([({self.name!r}, n)]) of n states can take those of "
+            "complete groups."
         )
 
     def groups(self, n: int) -> tuple[int, ...]:

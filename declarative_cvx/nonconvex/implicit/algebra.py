@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
+from math import inf
 
 import torch
 from torch import Tensor
@@ -142,16 +143,18 @@ def rescale(
     ParameterError
         If a scale is not positive, or an activation is not positively homogeneous (tanh, sigmoid).
     """
-    n = weights.state_features
-    if scale.shape != (n,) or not bool((scale > 0).logical_and(scale.isfinite()).all()):
-        raise ParameterError(f"scale must be {n} positive numbers, got {scale!r}.")
+    n, scale = weights.state_features, scale.to(weights.A)
+    if scale.shape != (n,) or not bool(((scale > 0) & (1 / scale > 0) & (1 / scale < inf)).all()):
+        raise ParameterError(
+            f"scale must be {n} positive numbers that have reciprocals in {scale.dtype}, "
+            f"got {scale!r}."
+        )
     for activation, _ in _parts(weights):
         if not (activation.componentwise and activation.positively_homogeneous):
             raise ParameterError(
                 f"States with the activation {activation.name} cannot be rescaled: "
                 "phi(s z) = s phi(z) holds for relu, leaky relu and the identity."
             )
-    scale = scale.to(weights.A)
     return replace(
         weights,
         A=_columns(_rows(weights.A, scale), 1 / scale),

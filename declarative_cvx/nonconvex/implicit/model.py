@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from declarative_cvx.errors import ParameterError, SpecificationError
 from declarative_cvx.nonconvex.fixed_points.problem import WarmStart, check_failure
 from declarative_cvx.nonconvex.fixed_points.settings import check_solver
-from declarative_cvx.nonconvex.implicit.activations import ActivationLike, as_activation
+from declarative_cvx.nonconvex.implicit.activations import (
+    Activation,
+    ActivationLike,
+    Blocks,
+    as_activation,
+)
 from declarative_cvx.nonconvex.implicit.equilibrium import EquilibriumSolution, solve_certified
 from declarative_cvx.nonconvex.implicit.parametrizations import (
     InfinityNorm,
@@ -146,13 +151,13 @@ class ImplicitModel(nn.Module):
     @classmethod
     def from_weights(
         cls,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
+        A: Tensor | ImplicitWeights,
+        B: Tensor | None = None,
+        C: Tensor | None = None,
+        D: Tensor | None = None,
         b: Tensor | None = None,
         c: Tensor | None = None,
-        activation: ActivationLike = "relu",
+        activation: ActivationLike | None = None,
         well_posed: WellPosed | None = None,
         **options: Any,
     ) -> ImplicitModel:
@@ -161,9 +166,11 @@ class ImplicitModel(nn.Module):
         Parameters
         ----------
         A, B, C, D : Tensor, shapes (n, n), (n, p), (q, n), (q, p)
+            Or `ImplicitWeights` in the place of A, which hold all that is needed.
         b, c : Tensor, shapes (n,) and (q,), optional
             Both or neither.
         activation : optional
+            "relu" if not given.
         well_posed : WellPosed, optional
             A set that A is in; all matrices if not given.
         **options
@@ -174,15 +181,14 @@ class ImplicitModel(nn.Module):
         ParameterError
             If shapes do not fit together, or A is not in the set.
         """
-        if (b is None) != (c is None):
-            raise ParameterError("Pass both biases b and c, or neither.")
-        biases = (A.new_zeros(len(A)), A.new_zeros(len(C))) if b is None or c is None else (b, c)
-        weights = ImplicitWeights(A, B, C, D, *biases, as_activation(activation)).dense()
+        rest = {"B": B, "C": C, "D": D, "b": b, "c": c, "activation": activation}
+        bias = b is not None or isinstance(A, ImplicitWeights)
+        weights = _record(A, rest).dense()
         well_posed = Unconstrained() if well_posed is None else well_posed
-        kind: dict[str, Any] = {"device": A.device, "dtype": A.dtype}
+        kind: dict[str, Any] = {"device": weights.A.device, "dtype": weights.A.dtype}
         model = cls(
             weights.in_features, weights.out_features, weights.state_features,
-            weights.activation, well_posed, bias=b is not None, **options, **kind,
+            weights.activation, well_posed, bias=bias, **options, **kind,
         )  # fmt: skip
         model.load_weights(weights)
         return model
@@ -197,19 +203,30 @@ class ImplicitModel(nn.Module):
             If they do not fit, or A is not in the model's set.
         """
         weights = weights.dense()
+        n = weights.state_features
+        if n == self.state_features and _blocks(weights, n) != _blocks(self, n):
+            raise ParameterError(
+                f"The weights have the activation {weights.activation}, the model "
+                f"{self.activation}."
+            )
         raw = self.well_posed.right_inverse(weights.A.detach().to(self.raw_A))
         values = {"raw_A": raw, **{name: getattr(weights, name) for name in "BCDbc"}}
         for name, value in values.items():
-            parameter = getattr(self, name)
-            if parameter is None:
-                if bool(value.any()):
-                    raise ParameterError(f"The model has no {name}, but the weights have one.")
-                continue
-            if parameter.shape != value.shape:
-                raise ParameterError(
-                    f"{name} has shape {tuple(value.shape)}; expected {tuple(parameter.shape)}."
-                )
-            parameter.copy_(value)
+            self._check_weight(name, value)
+        for name, value in values.items():
+            if (parameter := getattr(self, name)) is not None:
+                parameter.copy_(value)
+
+    def _check_weight(self, name: str, value: Tensor) -> None:
+        """Refuse a weight that does not fit, before any is taken over."""
+        parameter = getattr(self, name)
+        if parameter is None:
+            if bool(value.any()):
+                raise ParameterError(f"The model has no {name}, but the weights have one.")
+        elif parameter.shape != value.shape:
+            raise ParameterError(
+                f"{name} has shape {tuple(value.shape)}; expected {tuple(parameter.shape)}."
+            )
 
     @property
     def A(self) -> Tensor:
@@ -282,6 +299,30 @@ class ImplicitModel(nn.Module):
             f"state_features={self.state_features}, activation={self.activation}, "
             f"well_posed={self.well_posed}, bias={self.b is not None}"
         )
+
+
+def _blocks(rule: ImplicitWeights | ImplicitModel, n: int) -> Activation:
+    """The activation in the one form that equal ones have."""
+    return Blocks([(rule.activation, n)]).take(range(n))
+
+
+def _record(A: Tensor | ImplicitWeights, rest: dict[str, Any]) -> ImplicitWeights:
+    """The weights as one record, which A may be already."""
+    given = [name for name, value in rest.items() if value is not None]
+    if isinstance(A, ImplicitWeights):
+        if given:
+            raise ParameterError(f"ImplicitWeights hold {', '.join(given)} already.")
+        return A
+    for name in "BCD":
+        if rest[name] is None:
+            raise ParameterError(f"{name} is missing: pass A, B, C and D, or ImplicitWeights.")
+    if ("b" in given) != ("c" in given):
+        raise ParameterError("Pass both biases b and c, or neither.")
+    if "activation" not in given:
+        rest = {**rest, "activation": "relu"}
+    if "b" not in given:
+        rest = {**rest, "b": A.new_zeros(len(A)), "c": A.new_zeros(len(rest["C"]))}
+    return ImplicitWeights(A, **rest)
 
 
 def _require_size(name: str, size: Any) -> int:

@@ -125,11 +125,13 @@ def from_recurrent(network: nn.RNN, steps: int, *, sparse: bool = False) -> Impl
 
 def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     """The modules of nested sequentials in order, with the names by which they are reached."""
-    if not isinstance(module, nn.Sequential):
+    if type(module).forward is not nn.Sequential.forward:
         yield name, module
         return
-    for key, child in module.named_children():
-        yield from _leaves(child, f"{name}.{key}" if name else key)
+    # named_children would leave out a module that is there twice.
+    for key, child in module._modules.items():
+        if child is not None:
+            yield from _leaves(child, f"{name}.{key}" if name else key)
 
 
 def _require_known(name: str, module: nn.Module) -> None:

@@ -16,6 +16,7 @@ from declarative_cvx.nonconvex.implicit.activations import ActivationLike, as_ac
 from declarative_cvx.nonconvex.implicit.certificate import Certificate
 from declarative_cvx.nonconvex.implicit.perron_frobenius import (
     ON_BOUNDARY,
+    least_scaling,
     perron_scaling,
     project_onto_weighted_l1_ball,
 )
@@ -245,12 +246,16 @@ class PerronFrobenius(_NormBall):
     def _encode(self, A: Tensor) -> Tensor:
         if self.scaling is not None:
             return A.clone()
-        d = perron_scaling(A, self.kappa)
+        rounding = 1 + torch.finfo(A.dtype).eps
+        d, widest = perron_scaling(A.double(), self.kappa), rounding * math.exp(2 * self.SPREAD)
+        if d is None or d.max() > widest * d.min():  # on the boundary, or close to it
+            d = least_scaling(A.double(), self.kappa * rounding, widest)
         if d is None:
             raise ParameterError(
-                f"A is not in the set {self}: the spectral radius of abs(A) is not below kappa."
+                f"A is not in the set {self}: the spectral radius of abs(A) is above kappa, or it "
+                "takes a d with entries that are more than a factor of a million apart."
             )
-        return torch.cat([A, (d / d.max().sqrt() / d.min().sqrt()).log()[None]])
+        return torch.cat([A, (d / d.max().sqrt() / d.min().sqrt()).log()[None].to(A)])
 
 
 @dataclass(frozen=True)

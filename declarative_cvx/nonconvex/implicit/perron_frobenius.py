@@ -9,6 +9,9 @@ from torch import Tensor
 # the derivative is the one from inside: the identity.
 ON_BOUNDARY = 32.0
 
+# Steps of the search for a scaling on the boundary.
+_STEPS = 2000
+
 
 def project_onto_weighted_l1_ball(
     r: Tensor,  # (..., n)
@@ -77,4 +80,29 @@ def perron_scaling(
     v = torch.linalg.solve(between * eye - size, torch.ones_like(A[:, :1]))[:, 0]
     if not bool((v > 0).all() & (size @ v < bound * v).all()):
         return None
+    return v.min() / v
+
+
+def least_scaling(
+    A: Tensor,  # (n, n)
+    bound: float,
+    widest: float,
+) -> Tensor | None:
+    """The d > 0 of least spread with ||diag(d) A diag(d)^-1||_inf <= bound, also on the boundary.
+
+    1 / d is the least v >= 1 with abs(A) v <= bound v, approached from below: every such v is above
+    all iterates.
+
+    Returns
+    -------
+    Tensor, shape (n,), or None
+        None if entries of v grow beyond `widest`. Otherwise a proposal, to be verified.
+    """
+    size, v = A.abs() / bound, torch.ones_like(A[:, 0])
+    for _ in range(_STEPS):
+        before, v = v, torch.maximum(v, size @ v)
+        if bool(v.max() > widest):
+            return None
+        if torch.equal(before, v):
+            break
     return v.min() / v

@@ -113,6 +113,8 @@ def certified_margins(
     weights = _weights_of(model)
     _require_labels(labels, len(u), weights.out_features)
     q = weights.out_features
+    if q < 2:
+        raise ParameterError("The model has one output: there is no other for a margin.")
     first, second = torch.nonzero(~torch.eye(q, dtype=torch.bool)).t().to(u.device)
     C, D = _dense(weights.C), _dense(weights.D)
     differences = ImplicitWeights(
