@@ -12,7 +12,7 @@ from torch import Tensor
 
 from declarative_cvx.irregular import complain
 from declarative_cvx.least_squares import Factors
-from declarative_cvx.nonconvex.fixed_points.iteration import FixedPointMap
+from declarative_cvx.nonconvex.fixed_points.map import FixedPointMap
 from declarative_cvx.nonconvex.fixed_points.settings import Settings
 from declarative_cvx.nonconvex.fixed_points.solution import SINGULAR
 from declarative_cvx.transforms import apply_function

@@ -15,18 +15,19 @@ Which of them is decided while solving, from the rate that is observed:
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from declarative_cvx.nonconvex.fixed_points.map import FixedPointMap, max_norm
+
 METHODS = ("auto", "picard", "anderson", "newton")
 
 # Plain steps before the rate is judged, and more of them to come that make acceleration worthwhile.
 JUDGED, SLOW = 3, 50
-# Iterates that acceleration combines, and its steps between two looks at the residuals.
-MEMORY, CHUNK = 3, 4
+# Accelerated steps between two looks at the residuals.
+CHUNK = 4
 # A residual that grew by this factor sends an element back to its best iterate.
 WORSE = 2.0
 # Rounding, in units of eps, below which no residual is asked for; what is enough before float64
@@ -37,56 +38,6 @@ ROUNDING, HANDED_OVER, CLOSER, SMALLEST = 4, 1e-4, 1e-3, 1e-13
 NEWTON_STEPS, HALVINGS = 50, 7
 # Newton steps in a row without progress of any element after which there is none to come.
 FUTILE = 4
-
-
-class FixedPointMap(ABC):
-    """A map ``x -> outer(inner(x))`` for each element of a batch.
-
-    Attributes
-    ----------
-    scale : float
-        Size of the terms of ``inner(x)`` relative to x, at least 1: of what rounding is a part.
-    direct : bool
-        Whether `newton` is there.
-    memory : int
-        Iterates that acceleration combines.
-    """
-
-    scale: float = 1.0
-    direct: bool = False
-    memory: int = MEMORY
-
-    @abstractmethod
-    def inner(self, x: Tensor) -> Tensor:
-        """The expensive part, (batch, n) -> (batch, n)."""
-
-    def outer(self, q: Tensor) -> Tensor:
-        """The cheap part, componentwise."""
-        return q
-
-    def outer_changes(self, q: Tensor, changes: Tensor) -> Tensor:
-        """Changes of ``outer(q)`` for changes of q, (batch, m, n), to first order."""
-        return changes
-
-    def newton(self, x: Tensor, q: Tensor, r: Tensor) -> Tensor:
-        """The solution d of ``d - outer'(q) inner'(x) d = r``, (batch, n)."""
-        raise NotImplementedError
-
-    @abstractmethod
-    def select(self, index: Tensor) -> FixedPointMap:
-        """The map of the elements that an index names."""
-
-    def double(self) -> FixedPointMap | None:
-        """The map in float64, if there is one."""
-        return None
-
-    def norm(self, x: Tensor) -> Tensor:
-        """The size that a residual is relative to, (batch,)."""
-        return _max_norm(x) if self.scale == 1 else self.scale * _max_norm(x)
-
-    def cost(self, n: int) -> float:
-        """What Newton's method costs, in accelerated steps."""
-        return 20.0 + n
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +155,7 @@ class _Run:
         self._iterations = torch.zeros(batch, dtype=torch.int64, device=device)
         kind = torch.finfo(start.dtype)
         # Where x = 0 solves, an iteration from elsewhere ends when it is small beside its start.
-        floor = kind.eps * _max_norm(start) if warm else start.new_zeros(())
+        floor = kind.eps * max_norm(start) if warm else start.new_zeros(())
         self._floor = self._floors = floor.clamp(min=kind.tiny).expand(batch)
         self._doubtful = warm  # whether x = 0 may not solve
         self._at = torch.arange(batch, device=device)
@@ -223,13 +174,13 @@ class _Run:
         size = self._problem.norm(self._f)
         if self._doubtful and bool((size < self._floor).any()):
             self._settle_floors()
-        return _max_norm(self._f - self._x) / torch.maximum(size, self._floor)
+        return max_norm(self._f - self._x) / torch.maximum(size, self._floor)
 
     def _settle_floors(self) -> None:
         """No floor where x = 0 does not solve: iterates are small there, the start was far off."""
         zero = self._whole.outer(self._whole.inner(torch.zeros_like(self._start)))
         least = torch.finfo(zero.dtype).tiny
-        self._floors = torch.where(_max_norm(zero) == 0, self._floors, least)
+        self._floors = torch.where(max_norm(zero) == 0, self._floors, least)
         self._floor, self._doubtful = self._floors[self._at], False
 
     def plainly(self, depth: int, patient: bool) -> bool:
@@ -385,10 +336,6 @@ class _History:
 
     def select(self, index: Tensor) -> None:
         self._X, self._Q = self._X[index], self._Q[index]
-
-
-def _max_norm(x: Tensor) -> Tensor:
-    return x.abs().amax(1)
 
 
 def _remaining(now: float, before: float, steps: int, tol: float) -> float:

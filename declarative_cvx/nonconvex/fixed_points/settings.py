@@ -8,12 +8,8 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.errors import SpecificationError
-from declarative_cvx.nonconvex.fixed_points.iteration import (
-    METHODS,
-    FixedPointMap,
-    Found,
-    solve_map,
-)
+from declarative_cvx.nonconvex.fixed_points.iteration import METHODS, Found, solve_map
+from declarative_cvx.nonconvex.fixed_points.map import FixedPointMap
 from declarative_cvx.nonconvex.fixed_points.structure import NONE, Structure
 
 ON_IRREGULAR = ("warn", "ignore", "raise")

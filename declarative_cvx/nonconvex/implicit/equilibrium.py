@@ -15,7 +15,8 @@ from declarative_cvx.errors import DerivativeModeError
 from declarative_cvx.irregular import complain
 from declarative_cvx.kkt import fold
 from declarative_cvx.nonconvex.fixed_points.function import solve_function
-from declarative_cvx.nonconvex.fixed_points.iteration import FixedPointMap, Found
+from declarative_cvx.nonconvex.fixed_points.iteration import Found
+from declarative_cvx.nonconvex.fixed_points.map import FixedPointMap
 from declarative_cvx.nonconvex.fixed_points.precision import without_autocast
 from declarative_cvx.nonconvex.fixed_points.settings import (
     Settings,
