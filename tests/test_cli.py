@@ -144,6 +144,7 @@ def test_doctor_finds_what_is_installed(capsys) -> None:
     for solver in found["solvers"]:
         assert solver["works"] == "yes"
         assert solver["version"] == version(solver["package"])
+    assert "IPOPT" in [solver["solver"] for solver in found["nlp_solvers"]]
 
 
 def test_doctor_says_how_to_install_what_is_missing(monkeypatch, capsys) -> None:

@@ -207,6 +207,8 @@ def test_renderings_say_the_same() -> None:
         assert text.count("Clarabel") == 2
     assert str(found).count("2/2") == 4
     assert found.to_markdown().count("2 OPTIMAL") == 4
+    low, high = 1e3 * found.rows[0].forward.low, 1e3 * found.rows[0].forward.high
+    assert f"({low:.1f}-{high:.1f})" in found.to_markdown()
 
 
 def test_pictures(tmp_path) -> None:

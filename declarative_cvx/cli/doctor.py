@@ -17,6 +17,7 @@ from declarative_cvx.backends.base import Backend
 from declarative_cvx.backends.table import BACKENDS
 from declarative_cvx.cones import KINDS
 from declarative_cvx.layer import DeclarativeLayer
+from declarative_cvx.nonconvex.nlp_solver import NLP_SOLVERS
 
 # What other packages are for.
 EXTRAS = {
@@ -115,7 +116,12 @@ def environment() -> dict[str, Any]:
 def report() -> dict[str, Any]:
     """Everything, as dictionaries and lists."""
     findings = [examine(backend) for backend in BACKENDS.values()]
-    return {**environment(), "solvers": [asdict(finding) for finding in findings]}
+    nlp = [
+        {"solver": name, "package": solver.package, "version": _version(solver.package)}
+        for name, solver in NLP_SOLVERS.items()
+    ]
+    solvers = [asdict(finding) for finding in findings]
+    return {**environment(), "solvers": solvers, "nlp_solvers": nlp}
 
 
 def show(found: dict[str, Any], console: Console) -> None:
@@ -136,8 +142,17 @@ def show(found: dict[str, Any], console: Console) -> None:
         cones = (solver["solver"], solver["version"], solver["works"], solver["takes"])
         table.add_row(*cones, *flags, style=style)
     console.print(table)
-    console.print("Problems that are not convex need no solver: they are minimised in torch.")
+    there = [f"{s['solver']} {s['version']}" for s in found["nlp_solvers"] if s["version"]]
+    console.print(
+        "Problems that are not convex are minimised in torch and need no solver. Other solvers of "
+        f"nonlinear programs, by name: {', '.join(there) or 'none installed'}."
+    )
     commands = [solver["install"] for solver in found["solvers"] if solver["install"]]
+    commands += [
+        f"pip install {solver['package']}  # {solver['solver']}, for problems that are not convex"
+        for solver in found["nlp_solvers"]
+        if not solver["version"]
+    ]
     commands += [f"pip install {name}  # {use}" for name, use in found["missing"].items()]
     if commands:
         console.print("For more:")

@@ -17,15 +17,16 @@ from rich.table import Table
 
 from declarative_cvx.comparison.candidate import Solver
 from declarative_cvx.comparison.plot import draw_errors
-from declarative_cvx.comparison.row import Row
+from declarative_cvx.comparison.row import Row, Timing
 from declarative_cvx.errors import BackendError
 
 COLUMNS = (
     "solver",
     "derivative",
     "status",
-    "forward ms",
-    "backward ms",
+    "objective",
+    "forward ms (range)",
+    "backward ms (range)",
     "solution error",
     "gradient error",
     "residual",
@@ -180,8 +181,9 @@ def _cells(row: Row) -> list[str]:
         row.solver,
         row.derivative,
         status,
-        f"{row.forward.median * 1e3:.1f}",
-        f"{row.backward.median * 1e3:.1f}",
+        "" if math.isnan(row.objective) else f"{row.objective:.6g}",
+        _milliseconds(row.forward),
+        _milliseconds(row.backward),
         _power(row.solution_error),
         _power(row.gradient_error),
         _power(worst),
@@ -198,6 +200,11 @@ def _short_cells(row: Row, batch: int) -> list[str]:
     solved = f"{row.status.get('OPTIMAL', 0)}/{batch}"
     errors = (_power(row.solution_error), _power(row.gradient_error))
     return [row.solver, row.derivative, solved, f"{row.seconds * 1e3:.1f}", *errors]
+
+
+def _milliseconds(timing: Timing) -> str:
+    median, low, high = (1e3 * part for part in (timing.median, timing.low, timing.high))
+    return f"{median:.1f} ({low:.1f}-{high:.1f})"
 
 
 def _note(row: Row) -> str:

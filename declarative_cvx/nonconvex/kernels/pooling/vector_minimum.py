@@ -40,7 +40,7 @@ def _block(
 ) -> Minimum:
     weight = x.new_ones(x.shape[:2]) if weights is None else weights
     middle = centre(x.mT.flatten(0, 1)).reshape(x.shape[0], -1)
-    points = (x - middle.unsqueeze(1)) / alpha[:, None, None]
+    points = (x - middle.unsqueeze(1)).div_(alpha[:, None, None])
     if not penalty.convex:
         start = _best(penalty, points, weight, _starts(penalty, points, weight, restarts))
         points, middle = points - start.unsqueeze(1), middle + alpha.unsqueeze(-1) * start
