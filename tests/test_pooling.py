@@ -453,3 +453,27 @@ def test_the_data_are_left_as_they_were():
         robust_pool(x, name)
     assert torch.equal(x, before)
     assert Quadratic() == PENALTIES["quadratic"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("penalty", ["huber", "pseudo_huber", "welsch"])
+def test_points_whose_minimum_is_far_from_their_median(penalty: str, dtype: torch.dtype) -> None:
+    """Three clusters at 1e6 alpha on the axes: the coordinates' medians are none of them."""
+    generator = torch.Generator().manual_seed(0)
+    corners = 1e6 * torch.eye(3, dtype=torch.float64)
+    sizes = torch.tensor([144, 78, 78])
+    noise = torch.randn(300, 3, generator=generator, dtype=torch.float64)
+    x = (corners.repeat_interleave(sizes, 0) + noise).to(dtype)
+    near = x[:50].double() - corners[0]  # a pool beside it that has nothing far
+    beside = torch.cat([near] * 6).to(dtype)
+    found = robust_pool(torch.stack([x, beside]), penalty, 1.0, dim=1, point_dim=2)
+    points, rho = x.double() - corners[0], PENALTIES[penalty]
+    u = found[0].double() - corners[0]
+    for _ in range(3):  # Newton's method in float64, about the corner
+        hessian = torch.func.hessian(lambda v: rho.rho((v - points).norm(dim=1)).sum())(u)
+        slope = torch.func.grad(lambda v: rho.rho((v - points).norm(dim=1)).sum())(u)
+        u = u - torch.linalg.solve(hessian, slope)
+    resolution = 2 * torch.finfo(dtype).eps * 1e6
+    assert float((found[0].double() - corners[0] - u).abs().max()) <= resolution
+    alone = robust_pool(beside[None], penalty, 1.0, dim=1, point_dim=2)
+    torch.testing.assert_close(found[1:], alone, rtol=0, atol=0)

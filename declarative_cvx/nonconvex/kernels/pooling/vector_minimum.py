@@ -12,6 +12,9 @@ from declarative_cvx.penalties import Penalty
 _TRIAL = 12
 _STEPS = 200
 _CANDIDATES = 32
+# Distance from the origin, in units of alpha, from which a minimum is looked for once more about
+# itself, and how often.
+_NEAR, _MOVES = 4.0, 4
 
 
 def vector_minimum(
@@ -45,6 +48,16 @@ def _block(
         start = _best(penalty, points, weight, _starts(penalty, points, weight, restarts))
         points, middle = points - start.unsqueeze(1), middle + alpha.unsqueeze(-1) * start
     u, square = _descended(penalty, points, weight)
+    for _ in range(_MOVES):
+        far = torch.where(norm(u) > _NEAR)[0]
+        if not len(far):
+            break
+        # Again from there: squares of distances are exact near the origin only.
+        there = points[far] - u[far].unsqueeze(1)
+        middle = middle.index_add(0, far, alpha[far].unsqueeze(-1) * u[far])
+        points = points.index_copy(0, far, there)
+        again, squares = _descended(penalty, there, weight[far])
+        u, square = u.index_copy(0, far, again), square.index_copy(0, far, squares)
     gap = torch.full_like(alpha, torch.nan)
     if penalty.convex:
         distance = square.sqrt()
@@ -114,8 +127,8 @@ def _squares(
 ) -> Tensor:  # (batch, n, k)
     """Squares of distances, by a product of matrices: no difference of points is stored.
 
-    Their error is a rounding of the larger of the two lengths' squares. That is enough to choose
-    steps by; what is reported of the result is computed from differences.
+    Their error is a rounding of the larger of the two lengths' squares: of the points that pull at
+    u, none is far from the origin if u is near it.
     """
     product = points @ u
     return (sizes.unsqueeze(-1) - 2 * product + u.square().sum(-2, keepdim=True)).clamp(min=0)
