@@ -17,6 +17,7 @@ import declarative_cvx as dcx
 from declarative_cvx.backends import Backend
 from declarative_cvx.comparison import Comparison, Row, Sweep, compare
 from declarative_cvx.comparison.candidate import Candidate
+from declarative_cvx.comparison.measure import Work, measure, reference_of
 from declarative_cvx.comparison.row import Timing
 from declarative_cvx.errors import BackendError, ParameterError, SpecificationError
 
@@ -94,6 +95,40 @@ def test_infeasible_elements_are_part_of_being_right() -> None:
     assert row.status == {"OPTIMAL": 1, "INFEASIBLE": 1}
     assert row.agrees
     assert row.is_right(1e-8)
+    given = compare(problem, [b], [[2.0, 0.0]], solvers=["clarabel"], derivatives=["implicit"],
+                    reference=[[1.0, np.nan]], **QUIET)  # fmt: skip
+    assert given.rows[0].is_right(1e-8)
+
+
+def test_a_reference_that_is_given_says_what_can_be_solved() -> None:
+    """Where the library's own answer would be missing, a right one is not held against a solver."""
+    problem, parameters, _ = projection()
+    right = np.maximum(POINTS, 0)
+    chosen = {"solvers": ["clarabel"], "derivatives": ["implicit"], **QUIET}
+    (row,) = compare(problem, parameters, [POINTS], reference=[right], **chosen).rows
+    assert row.is_right(1e-8)
+    (row,) = compare(problem, parameters, [POINTS], reference=[right + 0.1], **chosen).rows
+    assert not row.is_right(1e-2)
+    assert row.solution_error == pytest.approx(0.1 / 2.1, rel=1e-6)
+
+
+def test_what_the_reference_could_not_settle_is_no_measure() -> None:
+    problem, parameters, x = projection()
+    work = Work(problem, parameters, [x], [torch.tensor(POINTS)], [1], {})
+    found = reference_of(work)
+    unsettled = replace(found, codes=torch.tensor([int(dcx.Status.INACCURATE), 0]))
+    row = measure(work, Candidate(dcx.Clarabel(), "implicit"), unsettled, 1, None)
+    assert row.agrees
+    wrong = replace(found, codes=torch.tensor([int(dcx.Status.INFEASIBLE), 0]))
+    assert not measure(work, Candidate(dcx.Clarabel(), "implicit"), wrong, 1, None).agrees
+
+
+def test_a_table_says_where_no_gradient_was_compared() -> None:
+    """At b = 0 the constraint is active with a zero multiplier."""
+    problem, parameters, _ = projection()
+    found = compare(problem, parameters, [np.zeros((1, 3))], solvers=["clarabel"],
+                    derivatives=["implicit"], **QUIET)  # fmt: skip
+    assert "no gradient to compare" in found.to_markdown()
 
 
 def test_a_solver_that_cannot_take_the_problem_is_a_row_that_says_why() -> None:

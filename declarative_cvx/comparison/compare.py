@@ -58,13 +58,16 @@ def compare(
     derivatives : sequence of str, optional
         By default all that there are.
     reference : sequence of Tensor or array, optional
-        The right values of the variables, ``(batch, *shape)``. By default they are computed to
-        rounding by the library's own refinement, as the gradients always are.
+        The right values of the variables, ``(batch, *shape)``, NaN where there is no solution. By
+        default they are computed to rounding by the library's own refinement, as the gradients
+        always are. Of a problem with several minima it is that where ``solver="auto"`` ends:
+        another one counts as an error, whatever its objective, which is in the table.
     repeats : int
         Timed calls of each.
     time_limit : float or None
-        Seconds for each row, which is measured in a process of its own that may be stopped or die.
-        None measures in this process, without a limit.
+        Seconds for each row, after which no further call is begun. Rows are measured in a process
+        of their own, which may die, and which is stopped half a minute later if a call is still
+        going on. None measures in this process, without a limit.
     sweep : mapping, optional
         What to vary: one of ``{"batch": [1, 16, 256]}``, ``{"tol": [1e-4, 1e-8]}`` (of solvers
         given or taken as objects) and ``{"size": [...]}`` (with a callable `problem`).
@@ -214,8 +217,10 @@ class _Shared:
                     f"variable with the batch, {tuple(mine.shape)}, is expected."
                 )
         solution = tuple(v.to(found.codes.device) for v in given)
+        there = torch.stack([torch.isfinite(v.reshape(len(v), -1)).all(1) for v in solution]).all(0)
+        codes = torch.where(there, int(Status.OPTIMAL), found.codes)
         words = "Solution errors are relative to the reference that was given. " + words
-        return Reference(solution, found.gradients, found.codes, found.regular, float("nan")), words
+        return Reference(solution, found.gradients, codes, found.regular, float("nan")), words
 
     def _rows(
         self, work: Work, listed: Sequence[Candidate], right: Reference, label: str

@@ -209,6 +209,8 @@ def _milliseconds(timing: Timing) -> str:
 
 def _note(row: Row) -> str:
     notes = [] if row.agrees else ["other statuses"]
+    if not math.isnan(row.solution_error) and math.isnan(row.gradient_error):
+        notes.append("no gradient to compare")
     if row.irregular:
         notes.append(f"{row.irregular} without derivative")
     return "; ".join(notes)

@@ -27,6 +27,7 @@ from declarative_cvx.status import Status
 
 # Share of a batch's largest entry below which an element's own size does not count in an error.
 _SMALL = 1e-3
+FINAL = [int(status) for status in Status if status.final]
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Reference:
         One for each parameter, (batch, *shape): of the sum of all variables' entries, weighted by
         the cosines of 0, 1, 2, ... in each variable.
     codes : Tensor of int64, shape (batch,)
-        Statuses.
+        Statuses; others are compared with those that are final.
     regular : Tensor of bool, shape (batch,)
         Elements whose gradient counts.
     residual : float
@@ -190,6 +191,8 @@ def _judged(
 ) -> Row:
     solved, found = solution.solved, solution.residuals
     both = solved & (reference.codes == int(Status.OPTIMAL))
+    # What the reference could not settle is no measure.
+    known = torch.isin(reference.codes, reference.codes.new_tensor(FINAL))
     residuals = (found.primal, found.dual, found.gap, found.cone)
     primal, dual, gap, cone = (_largest(v[solved]) for v in residuals)
     pairs = list(zip(solution.variables, reference.solution, strict=True))
@@ -197,7 +200,7 @@ def _judged(
     return Row(
         candidate,
         status=dict(Counter(status.name for status in solution.status)),
-        agrees=bool((solution.codes == reference.codes).all()),
+        agrees=bool((solution.codes == reference.codes)[known].all()),
         objective=float(solution.value.detach()[solved].double().mean()),
         primal=primal,
         dual=dual,

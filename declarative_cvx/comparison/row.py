@@ -51,7 +51,7 @@ class Row:
     status : mapping of str to int
         How many elements ended how.
     agrees : bool
-        Whether every element's status is that of the reference.
+        Whether every element's status is that of the reference, where this one is final.
     forward, backward : Timing
     objective : float
         Mean over the elements solved.

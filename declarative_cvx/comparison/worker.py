@@ -18,7 +18,7 @@ from declarative_cvx.comparison.candidate import Candidate
 from declarative_cvx.comparison.measure import Reference, Work, measure
 from declarative_cvx.comparison.row import Row
 
-# Seconds for starting, importing and building the layer, which a time limit does not count.
+# Seconds beyond the time limit for building the layer and for a call that is going on.
 _GRACE = 30.0
 _READY = b"ready"
 
@@ -83,7 +83,7 @@ class Worker:
             code = process.wait()
             self._stop()
             if late.is_set():
-                return Row(candidate, failure=f"not done after {self._seconds:g} s (time limit)")
+                return Row(candidate, failure=f"not done after {self._seconds + _GRACE:g} s")
             return Row(candidate, failure=f"its process died ({_cause(code)})")
         finally:
             timer.cancel()
