@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cvxpy as cp
 import torch
-from cvxpy.atoms.perspective import perspective
 from torch import Tensor
 
 from declarative_cvx.errors import SpecificationError
@@ -24,6 +22,7 @@ from declarative_cvx.nonconvex.translation.expression import (
 )
 from declarative_cvx.nonconvex.translation.layout import Layout
 from declarative_cvx.nonconvex.translation.over_batch import over_batch
+from declarative_cvx.nonconvex.translation.problem_parameters import parameters_in_order
 from declarative_cvx.nonconvex.translation.rows import Row
 from declarative_cvx.nonconvex.translation.smoothing import Smoother
 from declarative_cvx.nonconvex.translation.starting_point import StartingPoint
@@ -92,7 +91,7 @@ class NonlinearForm:
         unknowns = problem.variables()
         for leaf in (*unknowns, *problem.parameters()):
             _require_real_and_continuous(leaf)
-        self.parameters = _in_order(problem, parameters)
+        self.parameters = parameters_in_order(problem, parameters)
         self.maximize = isinstance(problem.objective, cp.Maximize)
         smoother = Smoother(problem.is_dcp(), EPIGRAPHS, rows_of)
         smoother.enter("the objective", problem.objective.is_dnlp())
@@ -350,31 +349,6 @@ def _require_real_and_continuous(leaf: cp.Variable | cp.Parameter) -> None:
         raise SpecificationError(
             f"`{leaf.name()}` is complex. Write real and imaginary part as two real leaves."
         )
-
-
-def _in_order(
-    problem: cp.Problem, parameters: Sequence[cp.Parameter] | None
-) -> tuple[cp.Parameter, ...]:
-    """The parameters as given, or those of the problem and then those of bounds only."""
-    bounds = [end for variable in problem.variables() for end in variable.bounds or ()]
-    expressions = [end for end in bounds if isinstance(end, cp.Expression)]
-    inner = [atom.f for atom in _perspectives([problem.objective, *problem.constraints])]
-    needed = {p.id: p for e in (problem, *expressions, *inner) for p in e.parameters()}
-    if parameters is None:
-        return tuple(needed.values())
-    missing = set(needed) - {p.id for p in parameters}
-    if missing:
-        names = ", ".join(f"`{needed[key].name()}`" for key in missing)
-        raise SpecificationError(f"the problem has parameters that are not listed: {names}.")
-    return tuple(parameters)
-
-
-def _perspectives(trees: Sequence[Any]) -> Iterator[perspective]:
-    """Perspectives of functions, of whose parameters CVXPY does not know."""
-    for tree in trees:
-        if isinstance(tree, perspective):
-            yield tree
-        yield from _perspectives(tree.args)
 
 
 def _source(smoother: Smoother, number: int, constraint: cp.Constraint) -> Duals | Bound | None:

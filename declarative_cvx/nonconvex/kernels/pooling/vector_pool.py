@@ -42,7 +42,7 @@ class VectorPool:
         solution = torch.linalg.solve(matrix, g)
         along = (offsets @ solution.unsqueeze(-1)).squeeze(-1)
         by_x = pull.unsqueeze(-1) * solution.unsqueeze(-2)
-        by_x = torch.addcmul(by_x, (stretch * along).unsqueeze(-1), offsets)
+        by_x.addcmul_((stretch * along).unsqueeze(-1), offsets)
         found = [by_x] if needs[0] else []
         if needs[1]:
             found.append((by_x * offsets).sum((-1, -2)))
