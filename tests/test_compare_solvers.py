@@ -6,35 +6,17 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from example_module import example_module
 
 from declarative_cvx import DIFFCP, SCS
 from declarative_cvx.cli.loading import built, load
 
-pytest.importorskip("matplotlib")
-pytest.importorskip("rich")
-pytest.importorskip("tqdm")
-
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "compare_solvers.py"
+EXAMPLE = "compare_solvers"
+SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "compare_solvers.py"
 
 
 @pytest.fixture(scope="module")
-def example():
-    with example_module("compare_solvers") as module:
-        yield module
-
-
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-    return tmp_path_factory.mktemp("compare_solvers") / "picture.png"
-
-
-@pytest.fixture(scope="module")
-def report(example, picture):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield example.run(picture, repeats=1)
-    torch.set_num_threads(threads)
+def report(example, picture, one_thread):
+    return example.run(picture, repeats=1)
 
 
 def test_right_weights_satisfy_the_conditions_for_an_optimum(example, report):
@@ -100,7 +82,7 @@ def test_the_best_is_right(report):
 
 
 def test_the_command_line_of_the_library_takes_the_file():
-    problem, parameters, values, variables = built(load(f"{EXAMPLE}:portfolio"))
+    problem, parameters, values, variables = built(load(f"{SCRIPT}:portfolio"))
     assert problem.is_dpp()
     assert parameters == problem.parameters()
     assert values[0].shape[1:] == parameters[0].shape

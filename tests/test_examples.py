@@ -4,25 +4,10 @@ import math
 
 import pytest
 import torch
-from example_module import example_module
 
 from declarative_cvx.backends import BACKENDS, installed
 
-pytest.importorskip("matplotlib")
-pytest.importorskip("rich")
-pytest.importorskip("sklearn")
-pytest.importorskip("tqdm")
-
-
-@pytest.fixture(scope="module")
-def example():
-    with example_module("elastic_net") as module:
-        yield module
-
-
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-    return tmp_path_factory.mktemp("elastic_net") / "picture.png"
+EXAMPLE = "elastic_net"
 
 
 @pytest.fixture(scope="module")

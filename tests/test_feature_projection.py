@@ -7,33 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from example_module import example_module
 
-pytest.importorskip("matplotlib")
-pytest.importorskip("rich")
-pytest.importorskip("tqdm")
 metrics = pytest.importorskip("sklearn.metrics")
+
+EXAMPLE = "feature_projection"
 
 RADII = {1: 10.0, 2: 3.0, math.inf: 1.5}
 
 
 @pytest.fixture(scope="module")
-def example():
-    with example_module("feature_projection") as module:
-        yield module
-
-
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-    return tmp_path_factory.mktemp("feature_projection") / "picture.png"
-
-
-@pytest.fixture(scope="module")
-def report(example, picture):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield example.run(picture, example.digits(), example.Settings(seeds=2, epochs=6))
-    torch.set_num_threads(threads)
+def report(example, picture, one_thread):
+    return example.run(picture, example.digits(), example.Settings(seeds=2, epochs=6))
 
 
 # ------------------------------------------------------------------------------------- measures

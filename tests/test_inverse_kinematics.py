@@ -6,35 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from example_module import example_module
 from scipy.optimize import minimize
 
-pytest.importorskip("matplotlib")
-pytest.importorskip("rich")
-pytest.importorskip("sklearn")
-pytest.importorskip("tqdm")
+EXAMPLE = "inverse_kinematics"
 
 
 @pytest.fixture(scope="module")
-def example():
-    with example_module("inverse_kinematics") as module:
-        yield module
-
-
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-    return tmp_path_factory.mktemp("inverse_kinematics") / "picture.png"
-
-
-@pytest.fixture(scope="module")
-def experiment(example, picture):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def experiment(example, picture, one_thread):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(example, "TESTS", 150)
         patch.setattr(example, "BATCH", 48)
         found = example.run(picture, steps=90, plain_steps=1500)
-    torch.set_num_threads(threads)
     return found
 
 

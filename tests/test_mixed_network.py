@@ -6,12 +6,8 @@ from pathlib import Path
 import cvxpy as cp
 import pytest
 import torch
-from example_module import example_module
 
-pytest.importorskip("matplotlib")
-pytest.importorskip("rich")
-pytest.importorskip("sklearn")
-pytest.importorskip("tqdm")
+EXAMPLE = "mixed_network"
 
 PLAIN, PROJECTED, POOLED, FULL = (
     "mean, softmax",
@@ -22,24 +18,10 @@ PLAIN, PROJECTED, POOLED, FULL = (
 
 
 @pytest.fixture(scope="module")
-def example():
-    with example_module("mixed_network") as module:
-        yield module
-
-
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-    return tmp_path_factory.mktemp("mixed_network") / "picture.png"
-
-
-@pytest.fixture(scope="module")
-def scores(example, picture):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def scores(example, picture, one_thread):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(example, "TEST_CODES", 60)
         (found,) = example.run(picture, steps=60)
-    torch.set_num_threads(threads)
     return found
 
 

@@ -6,29 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from example_module import example_module
 from scipy.optimize import least_squares
 
-pytest.importorskip("matplotlib")
-pytest.importorskip("rich")
-pytest.importorskip("tqdm")
+EXAMPLE = "robust_pose"
 
 
 @pytest.fixture(scope="module")
-def example():
-    with example_module("robust_pose") as module:
-        yield module
-
-
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-    return tmp_path_factory.mktemp("robust_pose") / "picture.png"
-
-
-@pytest.fixture(scope="module")
-def experiment(example, picture):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def experiment(example, picture, one_thread):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(example, "OUTLIERS", torch.tensor([0.0, 0.4, 0.6]))
         patch.setattr(example, "TESTS", 32)
@@ -36,7 +20,6 @@ def experiment(example, picture):
         patch.setattr(example, "BATCH", 16)
         patch.setattr(example, "RESTARTS", 1)
         found = example.run(picture, steps=50)
-    torch.set_num_threads(threads)
     return found
 
 
