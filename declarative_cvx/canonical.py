@@ -31,6 +31,7 @@ from cvxpy.utilities.psd_utils import TriangleKind
 from declarative_cvx.cones import Cone
 from declarative_cvx.elimination import find_elimination
 from declarative_cvx.errors import SpecificationError
+from declarative_cvx.fixed_variables import FixedVariables, find_fixed_variables
 from declarative_cvx.linear_map import SparseMap
 from declarative_cvx.param_program import ParamConeProgram, Source
 from declarative_cvx.program import Structure
@@ -107,10 +108,10 @@ def canonicalize(
     kept = _finite_rows(cone_prog)
     structure, tensors = _data_tensors(cone_prog, kept)
     maps = {name: SparseMap(tensor @ selection) for name, tensor in tensors.items()}
-    constant = maps["A"].constants()
-    structure = replace(structure, elimination=find_elimination(structure, constant))
+    structure, fixed = _smaller(structure, maps["A"].constants())
     return ParamConeProgram(
         structure=structure,
+        fixed=fixed,
         maps=maps,
         used={name: sparse_map.columns() for name, sparse_map in maps.items()},
         logarithms=logarithms,
@@ -122,6 +123,15 @@ def canonicalize(
         gp=gp,
         maximize=isinstance(problem.objective, cp.Maximize),
     )
+
+
+def _smaller(structure: Structure, constant: np.ndarray) -> tuple[Structure, FixedVariables | None]:
+    """The structure, or that without fixed variables, with what is worth substituting in it."""
+    fixed = find_fixed_variables(structure, constant)
+    if fixed is None:
+        return replace(structure, elimination=find_elimination(structure, constant)), None
+    elimination = find_elimination(fixed.remaining, constant[fixed.kept])
+    return structure, replace(fixed, remaining=replace(fixed.remaining, elimination=elimination))
 
 
 _Reductions = list[tuple[Reduction, object]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,12 +14,17 @@ from declarative_cvx.autograd import Call, solve_differentiably
 from declarative_cvx.backends import Backend, automatic, backend_named, require_capable, solve
 from declarative_cvx.backends.diffcp import DIFFCP
 from declarative_cvx.canonical import canonicalize
+from declarative_cvx.cone_solution import ConeSolution
 from declarative_cvx.derivative import DERIVATIVES, Derivative, Diffcp, Implicit
 from declarative_cvx.derivative.regularity import Outputs
 from declarative_cvx.errors import BackendError, nearest
+from declarative_cvx.fixed_variables import FixedVariables
 from declarative_cvx.parameters import Arguments
+from declarative_cvx.program import ConeProgram
 from declarative_cvx.route import Route, shape_output
 from declarative_cvx.solution import ConicSolution
+from declarative_cvx.status import Status
+from declarative_cvx.transforms import transforming
 
 
 class ConvexRoute(Route):
@@ -64,22 +70,31 @@ class ConvexRoute(Route):
     ) -> ConicSolution:
         backends = self._choose_backends(options) if options else self._backends
         batch = 1 if arguments.batch is None else arguments.batch
-        program, offset = self._canonical.apply(
+        whole, offset = self._canonical.apply(
             arguments.values, arguments.batched, batch, arguments.device
         )
+        fixed, program = self._canonical.fixed, whole
+        if fixed is not None:
+            program, constant = fixed.reduce(whole)
+            offset = offset + constant
         solver = partial(solve, backends=backends, start=start)
         outputs = Outputs(
             *self._canonical.masks(self._output_ids, arguments.device), self._canonical.pull_back
         )
         call = Call(program.structure, solver, self._derivative, outputs, self._on_irregular)
         x, y, objective = solve_differentiably(program, call)
-        recover = partial(self._recover, arguments, x, y)
         assert call.solution is not None
+        cone = call.solution
+        if fixed is not None:
+            x, y = fixed.extend(whole, x, y)
+            cone = cone if transforming() else _extend(fixed, whole.detach(), cone)
+        recover = partial(self._recover, arguments, x, y)
         return ConicSolution(
             variables=tuple(recover(identity) for identity in self._output_ids),
             value=shape_output(arguments, self._canonical.value(objective, offset)),
-            cone=call.solution,
+            cone=cone,
             _recover=recover,
+            _state=call.solution,
             _assess=call.assess,
         )
 
@@ -94,7 +109,7 @@ class ConvexRoute(Route):
         self, solver: str | Backend, options: Mapping[str, Any]
     ) -> tuple[Backend, ...]:
         """The solvers that a choice means, in the order in which they are tried."""
-        structure = self._canonical.structure.reduced
+        structure = self._canonical.solved_structure.reduced
         if isinstance(solver, Backend):
             backend = solver.changed(options)
         elif not isinstance(solver, str):
@@ -115,7 +130,14 @@ class ConvexRoute(Route):
                     f"Unknown derivative {choice!r}. {nearest(choice, ['auto', *DERIVATIVES])}"
                 )
             choice = DERIVATIVES[choice]()
-        obstacle = choice.obstacle(self._canonical.structure)
+        obstacle = choice.obstacle(self._canonical.solved_structure)
         if obstacle:
             raise BackendError(f"{obstacle}.")
         return choice
+
+
+def _extend(fixed: FixedVariables, whole: ConeProgram, found: ConeSolution) -> ConeSolution:
+    """The solution of the program without fixed variables as that of the whole one."""
+    rays = (found.status == int(Status.UNBOUNDED), found.status == int(Status.INFEASIBLE))
+    x, y, s = fixed.extend_point(whole, (found.x, found.y, found.s), rays)
+    return replace(found, x=x, y=y, s=s)

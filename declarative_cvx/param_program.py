@@ -10,6 +10,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from declarative_cvx.fixed_variables import FixedVariables
 from declarative_cvx.linear_map import SparseMap
 from declarative_cvx.program import ConeProgram, Structure
 from declarative_cvx.sparsity import columns
@@ -52,6 +53,8 @@ class ParamConeProgram:
     Attributes
     ----------
     structure : Structure
+    fixed : FixedVariables or None
+        Variables that equalities set, which no solver sees.
     maps : dict of SparseMap
         For each of P, q, A, b and the objective's constant "d", the matrix that takes the vector
         (parameters, their logarithms, 1) to the values.
@@ -63,6 +66,7 @@ class ParamConeProgram:
     """
 
     structure: Structure
+    fixed: FixedVariables | None
     maps: dict[str, SparseMap]
     used: dict[str, np.ndarray]
     logarithms: tuple[int, ...]
@@ -71,6 +75,11 @@ class ParamConeProgram:
     gp: bool
     maximize: bool
     _stacked: dict[tuple[str, ...], SparseMap] = field(default_factory=dict)
+
+    @property
+    def solved_structure(self) -> Structure:
+        """The structure of the program that is solved and differentiated."""
+        return self.structure if self.fixed is None else self.fixed.remaining
 
     def apply(
         self,
@@ -154,23 +163,25 @@ class ParamConeProgram:
         return value.exp() if self.gp else value
 
     def pull_back(self, P: Tensor, q: Tensor, A: Tensor, b: Tensor) -> Tensor:
-        """Gradients with respect to the data, each (batch, entries), as those of the parameters.
+        """Gradients with respect to the solved program's data as those of the parameters.
 
         Shape (batch, entries): the stacked parameters, then the logarithms of some of them.
         """
+        if self.fixed is not None:
+            P, q, A, b = self.fixed.pull_back(P, q, A, b)
         grads = {"P": P, "q": q, "A": A, "b": b}
         parts = [self.maps[name].transposed(grad) for name, grad in grads.items()]
         return torch.stack(parts).sum(0)[:, :-1]
 
     def masks(self, variable_ids: Iterable[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """1 where an entry of x, or of y, is read by one of the variables; (n,) and (m,)."""
+        """1 where one of the variables depends on an entry of the solved program's x, or y."""
         x = torch.zeros(self.structure.variables, dtype=torch.float64, device=device)
         y = torch.zeros(self.structure.rows, dtype=torch.float64, device=device)
         for variable_id in variable_ids:
             source = self.sources[variable_id]
             read = source.index[source.index >= 0]
             (y if source.dual else x)[torch.as_tensor(read, device=device)] = 1.0
-        return x, y
+        return (x, y) if self.fixed is None else self.fixed.restrict_masks(x, y)
 
     def value(self, cone_objective: Tensor, offset: Tensor) -> Tensor:
         """Optimal value of the problem as it was written, shape (batch,)."""

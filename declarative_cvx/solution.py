@@ -107,10 +107,12 @@ class ConicSolution(Solution):
     Attributes
     ----------
     cone : ConeSolution
-        The solution of the cone program that the problem was turned into.
+        The solution of the cone program that the problem was turned into; inside of transforms of
+        torch.func, of what is left of it once variables are set that equalities fix.
     """
 
     cone: ConeSolution
+    _state: ConeSolution
     _assess: Callable[[], DerivativeReport]
 
     @property
@@ -143,7 +145,7 @@ class ConicSolution(Solution):
 
     @property
     def state(self) -> ConeSolution:
-        return self.cone
+        return self._state
 
     def describe_failures(self) -> str:
         return describe_failures(self.cone)
