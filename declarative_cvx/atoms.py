@@ -4,8 +4,9 @@ CVXPY has Huber's penalty (``cp.huber(x, alpha) / 2``) and no nonconvex one. The
 its rules (sign, monotonicity, curvature, parameters), so that `is_dcp()` and its relatives answer
 rightly for problems that contain them. Their formulas stand in `declarative_cvx.penalties`.
 
-`pseudo_huber` is convex, and CVXPY solves problems with it: at the end of this module its cone
-form is entered in CVXPY's table of canonicalisations, as those of CVXPY's own atoms are.
+`pseudo_huber` is convex, and CVXPY solves problems with it; its nonlinear solvers take others that
+are smooth, too. At the end of this module the cone form and the smooth forms are entered in CVXPY's
+tables of canonicalisations, as those of CVXPY's own atoms are.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from cvxpy.atoms.elementwise.elementwise import Elementwise
 from cvxpy.reductions.dcp2cone.canonicalizers import CANON_METHODS
 from cvxpy.reductions.dnlp2smooth.canonicalizers import SMOOTH_CANON_METHODS
+from cvxpy.reductions.dnlp2smooth.dnlp2smooth import Dnlp2Smooth
 from torch import Tensor
 
 from declarative_cvx.errors import SpecificationError
@@ -278,12 +280,35 @@ def _cone_form(
     return cp.reshape(cp.multiply(alpha, excess), atom.shape, order="F"), [cone]
 
 
-def _no_smooth_form(atom: PenaltyAtom, args: list[cp.Expression]) -> None:
-    raise SpecificationError(
-        f"CVXPY's nonlinear solvers do not know `{atom}`. Solve a convex problem without nlp=True, "
-        "and a nonconvex one with declarative_cvx."
-    )
+# Penalties in units of alpha, made of functions that CVXPY's nonlinear solvers know.
+_SMOOTH_FORMS: dict[type[Penalty], Callable[[cp.Expression], cp.Expression]] = {
+    PseudoHuber: lambda r: cp.sqrt(1 + cp.square(r)) - 1,
+    Welsch: lambda r: 1 - cp.exp(-cp.square(r) / 2),
+    Cauchy: lambda r: cp.log(1 + cp.square(r)) / 2,
+    GemanMcClure: lambda r: (1 - cp.power(1 + cp.square(r), -1)) / 2,
+}
+
+
+def _smooth_form(
+    atom: PenaltyAtom, args: list[cp.Expression]
+) -> tuple[cp.Expression, list[cp.Constraint]]:
+    """A penalty of a variable r, with alpha r = x, for nonlinear solvers."""
+    form = _SMOOTH_FORMS.get(type(atom.penalty))
+    if form is None:
+        raise SpecificationError(
+            f"CVXPY's nonlinear solvers do not know `{atom}`. Solve a convex problem without "
+            "nlp=True, and a nonconvex one with declarative_cvx's own minimisers."
+        )
+    x, alpha = (arg + np.zeros(atom.shape) for arg in args)
+    r = cp.Variable(atom.shape)
+    if x.value is not None and alpha.value is not None:
+        r.value = x.value / alpha.value
+    value = form(r)
+    for _ in range(atom.penalty.power):
+        value = cp.multiply(alpha, value)
+    expression, constraints = Dnlp2Smooth().canonicalize_tree(value, False)
+    return expression, [*constraints, cp.multiply(alpha, r) == x]
 
 
 CANON_METHODS[PenaltyAtom] = _cone_form
-SMOOTH_CANON_METHODS[PenaltyAtom] = _no_smooth_form
+SMOOTH_CANON_METHODS[PenaltyAtom] = _smooth_form

@@ -25,7 +25,12 @@ from declarative_cvx.kkt import fold
 from declarative_cvx.program import ConeProgram, Point, Structure
 from declarative_cvx.scaling import Scaling
 from declarative_cvx.sparsity import matvec
-from declarative_cvx.transforms import apply_function, forward_mode_is_nested, recording
+from declarative_cvx.transforms import (
+    apply_function,
+    forward_mode_is_nested,
+    recording,
+    transforming,
+)
 
 
 @dataclass(eq=False)
@@ -89,7 +94,8 @@ class Call:
         program, point, at = self.scaled()
         assert self.solution is not None
         times = len(self.solution.solved) // max(len(residual), 1)
-        residual, singular = residual.repeat(times)[at], singular.repeat(times)[at]
+        if times > 1 or len(at) < len(residual):
+            residual, singular = residual.repeat(times)[at], singular.repeat(times)[at]
         if self.report is None:
             weak = weakly_active(program, point, self.derivative, self.outputs)
             several = ambiguous(program, point, singular, self.outputs)
@@ -97,14 +103,16 @@ class Call:
             weak, several = self.report.weakly_active[at], self.report.ambiguous[at]
         report = DerivativeReport(residual, weak, several)
         self.report = self._whole(at, report)
-        irregular = torch.where(~report.regular)[0]
-        if len(irregular):
+        if not bool(report.regular.all()):
+            irregular = torch.where(~report.regular)[0]
             reasons = [report.reason[i] for i in irregular.tolist()]
             complain(at[irregular].tolist(), reasons, self.on_irregular)
 
     def _whole(self, at: Tensor, part: DerivativeReport) -> DerivativeReport:
         """A report on the solved elements as one on all."""
         assert self.solution is not None
+        if len(at) == len(self.solution.solved):
+            return part
         residual = torch.full_like(self.solution.residuals.primal, torch.nan)
         no = torch.zeros_like(self.solution.solved)
         return DerivativeReport(
@@ -134,7 +142,7 @@ def solve_differentiably(program: ConeProgram, call: Call) -> tuple[Tensor, Tens
     """
     x, y, objective, _ = apply_function(_Solve, program.P, program.q, program.A, program.b, call)
     if call.program is not None and not recording(program.P, program.q, program.A, program.b):
-        Scaling.forget(call.program)  # no backward pass will come
+        call.program.forget()  # no backward pass will come
     return x, y, objective
 
 
@@ -145,9 +153,12 @@ class _Solve(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         program = ConeProgram(call.structure, P, q, A, b).detach()
         call.program, call.solution = program, call.solver(program)
-        solved = call.solution.solved[:, None]
         found = call.solution
-        x, y, s = (torch.where(solved, v, torch.nan) for v in (found.x, found.y, found.s))
+        if bool(found.solved.all()):
+            x, y, s = found.x.clone(), found.y.clone(), found.s.clone()
+        else:
+            solved = found.solved[:, None]
+            x, y, s = (torch.where(solved, v, torch.nan) for v in (found.x, found.y, found.s))
         return x, y, program.objective(x), s
 
     @staticmethod
@@ -216,15 +227,18 @@ class _Node:
     @classmethod
     def of(cls, ctx: Any) -> _Node:
         P, q, A, b, *point = ctx.saved_tensors
+        program = ConeProgram(ctx.call.structure, P, q, A, b)
         solved = ~torch.isnan(point[0]).any(1)
+        if not transforming() and bool(solved.all()):
+            return cls(ctx.call, program, tuple(point), solved)
         x, y, s = (torch.where(solved[:, None], v, 0.0) for v in point)
-        return cls(ctx.call, ConeProgram(ctx.call.structure, P, q, A, b), (x, y, s), solved)
+        return cls(ctx.call, program, (x, y, s), solved)
 
     def scaled(self) -> tuple[Scaling, ConeProgram]:
         """Units, and the program in them: that of the forward pass if nothing is recorded."""
         program = self.program
         if recording(program.P, program.q, program.A, program.b):
-            scaling = Scaling.of(program.detach())
+            scaling = Scaling.units(program.detach())
             return scaling, scaling.apply(program)
         assert self.call.program is not None
         return Scaling.scaled(self.call.program)
@@ -234,7 +248,7 @@ class _Node:
         x, y, _ = self.point
         q, b = self._adjoint(upstream)
         if self.call.program is not None:
-            Scaling.forget(self.call.program)  # what was kept for this pass
+            self.call.program.forget()  # what was kept for this pass
         return data_gradients(self.program, x, y, q, b)
 
     def _adjoint(self, upstream: tuple[Any, Any, Any]) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from cvxpy.constraints import PowCone3D, SvecPSD
 from cvxpy.lin_ops.lin_op import CONSTANT_ID
 from cvxpy.reductions.canonicalization import Canonicalization
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
+from cvxpy.reductions.dcp2cone.dcp2cone import Dcp2Cone
 from cvxpy.reductions.dgp2dcp.dgp2dcp import Dgp2Dcp
 from cvxpy.reductions.reduction import Reduction
 from cvxpy.reductions.solution import Solution
@@ -29,10 +30,10 @@ from cvxpy.utilities import scopes
 from cvxpy.utilities.psd_utils import TriangleKind
 
 from declarative_cvx.cones import Cone
-from declarative_cvx.elimination import find_elimination
+from declarative_cvx.elimination import Orders, arrange, find_elimination, ordered
 from declarative_cvx.errors import SpecificationError
 from declarative_cvx.fixed_variables import FixedVariables, find_fixed_variables
-from declarative_cvx.linear_map import SparseMap
+from declarative_cvx.linear_map import AffineMap
 from declarative_cvx.param_program import ParamConeProgram, Source
 from declarative_cvx.program import Structure
 from declarative_cvx.sparsity import Sparsity
@@ -102,36 +103,60 @@ def canonicalize(
         chain = resolve_and_build_chain(
             problem, solver=_Recorder(), gp=gp, enforce_dpp=True, canon_backend=canon_backend
         )
+        for reduction in chain.reductions:
+            if isinstance(reduction, Dcp2Cone) and reduction.solver_context is not None:
+                # Perspectives have their functions canonicalised for a solver of this name.
+                reduction.solver_context.solver_name = cp.CLARABEL
         cone_prog, inverse_data = chain.apply(problem)
     reductions = list(zip(chain.reductions[:-1], inverse_data[:-1], strict=True))
     selection, logarithms = _parameter_selection(cone_prog, parameters, reductions)
     kept = _finite_rows(cone_prog)
     structure, tensors = _data_tensors(cone_prog, kept)
-    maps = {name: SparseMap(tensor @ selection) for name, tensor in tensors.items()}
-    structure, fixed = _smaller(structure, maps["A"].constants())
+    tensors = {name: sp.csr_array(tensor @ selection) for name, tensor in tensors.items()}
+    sources = {
+        **_primal_sources(problem, cone_prog, reductions),
+        **_dual_sources(problem, cone_prog, reductions, kept),
+    }
+    structure, fixed, orders = _smaller(structure, AffineMap(tensors["A"]).constants())
+    if orders:
+        tensors.update({name: tensors[name][order] for name, order in orders.items()})
+        moved = (orders["q"], orders["b"])
+        sources = {identity: source.moved(*moved) for identity, source in sources.items()}
+    maps = {name: AffineMap(tensor) for name, tensor in tensors.items()}
     return ParamConeProgram(
         structure=structure,
         fixed=fixed,
         maps=maps,
-        used={name: sparse_map.columns() for name, sparse_map in maps.items()},
+        used={name: affine_map.columns() for name, affine_map in maps.items()},
         logarithms=logarithms,
         sizes=tuple(parameter.size for parameter in parameters),
-        sources={
-            **_primal_sources(problem, cone_prog, reductions),
-            **_dual_sources(problem, cone_prog, reductions, kept),
-        },
+        sources=sources,
         gp=gp,
         maximize=isinstance(problem.objective, cp.Maximize),
     )
 
 
-def _smaller(structure: Structure, constant: np.ndarray) -> tuple[Structure, FixedVariables | None]:
-    """The structure, or that without fixed variables, with what is worth substituting in it."""
+def _smaller(
+    structure: Structure, constant: np.ndarray
+) -> tuple[Structure, FixedVariables | None, Orders]:
+    """What need not be solved for: what equalities set and, of the rest, what is substituted.
+
+    The structure is put in an order that suits the substitution.
+    """
     fixed = find_fixed_variables(structure, constant)
+    inner, entries = (structure, constant) if fixed is None else fixed.inner(constant)
+    elimination = find_elimination(inner, entries)
+    if elimination is None:
+        return structure, fixed, {}
     if fixed is None:
-        return replace(structure, elimination=find_elimination(structure, constant)), None
-    elimination = find_elimination(fixed.remaining, constant[fixed.kept])
-    return structure, replace(fixed, remaining=replace(fixed.remaining, elimination=elimination))
+        structure, orders = arrange(structure, elimination)
+        return structure, None, orders
+    structure, orders = ordered(structure, *fixed.order(elimination))
+    fixed = find_fixed_variables(structure, constant[orders["A"]])
+    assert fixed is not None
+    inner, entries = fixed.inner(constant[orders["A"]])
+    inner = replace(inner, elimination=find_elimination(inner, entries))
+    return structure, replace(fixed, remaining=inner), orders
 
 
 _Reductions = list[tuple[Reduction, object]]
@@ -218,7 +243,9 @@ def _data_tensors(
     """Patterns of the data and the matrices that take CVXPY's parameter vector to the values."""
     n, m = cone_prog.x.size, int(kept.sum())
     q = sp.csr_array(cone_prog.q)
-    Ab = sp.csr_array(cone_prog.A)[np.tile(kept, n + 1)] if m else sp.csr_array((0, q.shape[1]))
+    Ab = sp.csr_array(cone_prog.A) if m else sp.csr_array((0, q.shape[1]))
+    if m and not kept.all():
+        Ab = Ab[np.tile(kept, n + 1)]
     P = sp.csr_array((n * n, q.shape[1])) if cone_prog.P is None else sp.csr_array(cone_prog.P)
     swap = np.arange(n * n).reshape(n, n).T.ravel()
     P = sp.csr_array((P + P[swap]) / 2)  # CVXPY may store a quadratic form one-sidedly
@@ -242,7 +269,7 @@ def _pattern(tensor: sp.csr_array, shape: tuple[int, int]) -> tuple[Sparsity, np
     tensor.eliminate_zeros()
     flat = np.flatnonzero(np.diff(tensor.indptr))
     rows, cols = (flat % shape[0], flat // shape[0]) if flat.size else (flat, flat)
-    order = np.lexsort((cols, rows))
+    order = np.argsort(rows * shape[1] + cols, kind="stable")
     return Sparsity(shape, rows[order].astype(np.int64), cols[order].astype(np.int64)), flat[order]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,23 +21,44 @@ class Attempt:
     ----------
     backend : str
         Name of the solver.
-    elements : tuple of int
+    at : Tensor of int64, shape (elements,)
         Elements it was given.
-    status : tuple of Status
+    codes : Tensor of int64, shape (elements,)
         Their statuses, as verified by the library.
-    said : tuple of str
+    words : sequence of str
         The solver's own words.
-    iterations : tuple of int
+    steps : sequence of int
+        Its iterations.
     seconds : float
         Wall-clock time of the whole attempt.
     """
 
     backend: str
-    elements: tuple[int, ...]
-    status: tuple[Status, ...]
-    said: tuple[str, ...]
-    iterations: tuple[int, ...]
+    at: Tensor
+    codes: Tensor
+    words: Sequence[str]
+    steps: Sequence[int]
     seconds: float
+
+    @cached_property
+    def elements(self) -> tuple[int, ...]:
+        """Elements it was given."""
+        return tuple(self.at.tolist())
+
+    @cached_property
+    def status(self) -> tuple[Status, ...]:
+        """Their statuses, as verified by the library."""
+        return tuple(Status(code) for code in self.codes.tolist())
+
+    @cached_property
+    def said(self) -> tuple[str, ...]:
+        """The solver's own words."""
+        return tuple(self.words)
+
+    @cached_property
+    def iterations(self) -> tuple[int, ...]:
+        """The solver's iterations."""
+        return tuple(int(count) for count in self.steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +91,7 @@ class ConeSolution:
         attempt = self.attempts[int(self.source[element])]
         return attempt, attempt.elements.index(element)
 
-    @property
+    @cached_property
     def solved(self) -> Tensor:
         """Whether each element has a verified solution, bool, shape (batch,)."""
         return self.status == int(Status.OPTIMAL)

@@ -1,4 +1,4 @@
-"""Convex problems that no cone program with parameters represents: one cone program an element."""
+"""Convex problems that cannot even be rewritten as DPP: one cone program for each element."""
 
 from __future__ import annotations
 

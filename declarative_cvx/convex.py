@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import cvxpy as cp
+import torch
 from torch import Tensor
 
 from declarative_cvx.autograd import Call, solve_differentiably
@@ -24,7 +25,7 @@ from declarative_cvx.program import ConeProgram
 from declarative_cvx.route import Route, shape_output
 from declarative_cvx.solution import ConicSolution
 from declarative_cvx.status import Status
-from declarative_cvx.transforms import transforming
+from declarative_cvx.transforms import followed, outside_transforms, transforming
 
 
 class ConvexRoute(Route):
@@ -60,6 +61,7 @@ class ConvexRoute(Route):
         self._on_irregular = on_irregular
         self._backends = self._choose_backends({})
         self._derivative = self._choose_derivative(derivative)
+        self._known_outputs: dict[tuple[torch.device, tuple[bool, ...]], Outputs] = {}
 
     @property
     def solvers(self) -> tuple[str, ...]:
@@ -78,9 +80,7 @@ class ConvexRoute(Route):
             program, constant = fixed.reduce(whole)
             offset = offset + constant
         solver = partial(solve, backends=backends, start=start)
-        outputs = Outputs(
-            *self._canonical.masks(self._output_ids, arguments.device), self._canonical.pull_back
-        )
+        outputs = self._outputs(arguments)
         call = Call(program.structure, solver, self._derivative, outputs, self._on_irregular)
         x, y, objective = solve_differentiably(program, call)
         assert call.solution is not None
@@ -97,6 +97,21 @@ class ConvexRoute(Route):
             _state=call.solution,
             _assess=call.assess,
         )
+
+    def _outputs(self, arguments: Arguments) -> Outputs:
+        """Outputs, and parameters that a derivative follows (or all), in the cone program.
+
+        Once for each device and choice of parameters.
+        """
+        wanted = tuple(followed(value) for value in arguments.values)
+        wanted = wanted if any(wanted) else tuple(True for _ in wanted)
+        key = (arguments.device, wanted)
+        if key not in self._known_outputs:
+            with outside_transforms():
+                masks = self._canonical.masks(self._output_ids, arguments.device)
+            pull_back = partial(self._canonical.pull_back, wanted)
+            self._known_outputs[key] = Outputs(*masks, pull_back)
+        return self._known_outputs[key]
 
     def _recover(self, arguments: Arguments, x: Tensor, y: Tensor, identity: int) -> Tensor:
         return shape_output(arguments, self._canonical.recover(identity, x, y))

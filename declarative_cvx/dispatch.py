@@ -9,6 +9,7 @@ from typing import Any
 import cvxpy as cp
 
 from declarative_cvx.backends import BACKENDS, Backend
+from declarative_cvx.computed_route import ComputedRoute
 from declarative_cvx.conic_points import ConicSolver
 from declarative_cvx.convex import ConvexRoute
 from declarative_cvx.derivative import Derivative
@@ -64,18 +65,9 @@ def cvxpy_route(
     convex = spec.is_convex or not wishes.nonconvex or wishes.gp
     if convex and not proposes(wishes.solver):
         require_convex(spec, wishes.gp)
-        return ConvexRoute(
-            problem,
-            parameters,
-            variables,
-            solver=wishes.solver,  # type: ignore[arg-type]  # a Minimizer is refused there
-            optional_solver=wishes.optional_solver,
-            solver_args=wishes.solver_args,
-            derivative=wishes.derivative,
-            on_irregular=wishes.on_irregular,
-            gp=wishes.gp,
-            canon_backend=wishes.canon_backend,
-        )
+        return _convex_route(problem, spec, parameters, variables, wishes)
+    if spec.rewriting is not None and wishes.nonconvex and _means_cone_solver(wishes.solver):
+        return _convex_route(problem, spec, parameters, variables, wishes)
     require_smooth(spec)
     if not wishes.nonconvex:
         require_convex(spec, wishes.gp)
@@ -84,6 +76,32 @@ def cvxpy_route(
         conic = ConicSolver(wishes.solver, wishes.solver_args)  # type: ignore[arg-type]
         wishes = replace(wishes, solver=conic, solver_args={})
     return nonlinear_route(CvxpyForm(problem, parameters, variables), wishes)
+
+
+def _convex_route(
+    problem: cp.Problem,
+    spec: ProblemSpec,
+    parameters: Sequence[cp.Parameter],
+    variables: Sequence[cp.Variable],
+    wishes: Wishes,
+) -> ConvexRoute:
+    """Cone programs, of the problem as it is or as it had to be rewritten."""
+    options: dict[str, Any] = {
+        "solver": wishes.solver,  # a Minimizer is refused there
+        "optional_solver": wishes.optional_solver,
+        "solver_args": wishes.solver_args,
+        "derivative": wishes.derivative,
+        "on_irregular": wishes.on_irregular,
+        "gp": wishes.gp,
+        "canon_backend": wishes.canon_backend,
+    }
+    if spec.rewriting is not None:
+        try:
+            return ComputedRoute(spec.rewriting, parameters, variables, **options)
+        except SpecificationError:  # an atom that torch does not know, but cone programs may
+            if not spec.is_convex:
+                raise
+    return ConvexRoute(problem, parameters, variables, **options)
 
 
 def nonlinear_route(form: Form, wishes: Wishes) -> NonlinearRoute:

@@ -19,12 +19,15 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.program import ConeProgram, Elimination, Point, Structure
-from declarative_cvx.sparsity import Sparsity, columns
+from declarative_cvx.sparsity import Sparsity, product
 
 # Largest number of remaining variables: P over them is handled as a dense matrix.
 LARGEST = 1000
 # Up to so many of them a denser P costs less than the variables that it replaces.
 SMALL = 100
+
+# For each of P, q, A and b the places that its values are taken from.
+Orders = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +53,10 @@ class Parts:
     def of(cls, program: ConeProgram) -> Parts:
         """The blocks of a program that the substitution needs, computed once."""
         if "_parts" not in program.__dict__:
-            blocks = program.structure.blocks
-            A_E, A_R, c = program.blocks
-            p = blocks.p.read(program.P)
-            P = A_E.mT @ ((p / c**2)[:, :, None] * A_E)
-            if blocks.P_X.stored:
-                P = P + blocks.P_X.read(program.P)
+            (A_E, A_R, c), (p, P_X) = program.blocks, program.curvature
+            P = product(A_E.mT, (p / c**2)[:, :, None] * A_E)
+            if P_X is not None:
+                P = P + P_X
             program.__dict__["_parts"] = cls(P, A_E, A_R, p, c)
         return program.__dict__["_parts"]
 
@@ -65,15 +66,14 @@ def reduce(program: ConeProgram) -> ConeProgram:
     elimination = program.structure.elimination
     if elimination is None:
         return program
-    E, T, X, R, *_ = elimination.index(program.q.device)
-    parts = Parts.of(program)
-    shift = (parts.p * columns(program.b, E) / parts.c + columns(program.q, T)) / parts.c
+    places, parts = elimination.places, Parts.of(program)
+    shift = (parts.p * places.E.take(program.b) / parts.c + places.T.take(program.q)) / parts.c
     return ConeProgram(
         elimination.reduced,
-        P=columns(parts.P.flatten(1), elimination.reduced.P.place(program.q.device)),
-        q=columns(program.q, X) - (parts.A_E.mT @ shift[:, :, None])[:, :, 0],
-        A=program.structure.blocks.A_R_values.read(program.A),
-        b=columns(program.b, R),
+        P=elimination.reduced.P.places.take(parts.P.flatten(1)),
+        q=places.X.take(program.q) - product(parts.A_E.mT, shift[:, :, None])[:, :, 0],
+        A=program.structure.blocks.A_R_values.take(program.A),
+        b=places.R.take(program.b),
     )
 
 
@@ -82,12 +82,12 @@ def restrict(program: ConeProgram, point: Point) -> Point:
     elimination = program.structure.elimination
     if elimination is None:
         return point
-    _, _, X, R, *_ = elimination.index(program.q.device)
+    X, R = elimination.places.X, elimination.places.R
     x, y, s = point
-    return x[:, X], y[:, R], s[:, R]
+    return X.take(x), R.take(y), R.take(s)
 
 
-def extend(program: ConeProgram, point: Point, rays: tuple[Tensor, Tensor]) -> Point:
+def extend(program: ConeProgram, point: Point, rays: tuple[Tensor, Tensor] | None = None) -> Point:
     """A point of the reduced program as one of the program.
 
     Parameters
@@ -96,22 +96,24 @@ def extend(program: ConeProgram, point: Point, rays: tuple[Tensor, Tensor]) -> P
         The whole one.
     point : (x, y, s)
         Of the reduced one.
-    rays : (Tensor, Tensor) of bool, each of shape (batch,)
+    rays : (Tensor, Tensor) of bool, each of shape (batch,), optional
         Elements whose x is a direction of unboundedness, and whose y is a certificate of
-        infeasibility, for which the constants do not count.
+        infeasibility, for which the constants do not count. None if there are none.
     """
     elimination = program.structure.elimination
     if elimination is None:
         return point
-    E, T, _, _, rows, variables = elimination.index(program.q.device)
-    x_rays, y_rays = (ray[:, None] for ray in rays)
-    parts = Parts.of(program)
-    b = torch.where(x_rays, 0.0, columns(program.b, E))
-    t = (b - (parts.A_E @ point[0][:, :, None])[:, :, 0]) / parts.c
-    dual = torch.where(y_rays, 0.0, -(parts.p * t + columns(program.q, T)) / parts.c)
-    x = columns(torch.cat([t, point[0]], 1), variables)
-    y = columns(torch.cat([dual, point[1]], 1), rows)
-    s = columns(torch.cat([torch.zeros_like(dual), point[2]], 1), rows)
+    places, parts = elimination.places, Parts.of(program)
+    b = places.E.take(program.b)
+    if rays is not None:
+        b = torch.where(rays[0][:, None], 0.0, b)
+    t = (b - product(parts.A_E, point[0][:, :, None])[:, :, 0]) / parts.c
+    dual = (parts.p * t + places.T.take(program.q)) / -parts.c
+    if rays is not None:
+        dual = torch.where(rays[1][:, None], 0.0, dual)
+    x = places.variables.take(torch.cat([t, point[0]], 1))
+    y = places.rows.take(torch.cat([dual, point[1]], 1))
+    s = places.rows.take(torch.cat([torch.zeros_like(dual), point[2]], 1))
     return x, y, s
 
 
@@ -155,6 +157,32 @@ def find_elimination(structure: Structure, constant: np.ndarray) -> Elimination 
     return Elimination(reduced, E, T, X, R)
 
 
+def arrange(structure: Structure, elimination: Elimination) -> tuple[Structure, Orders]:
+    """The structure with T before X and E before R, so that every block is a view."""
+    variables = np.concatenate([elimination.T, elimination.X])
+    rows = np.concatenate([elimination.E, elimination.R])
+    count = elimination.T.size
+    moved = Elimination(
+        elimination.reduced,
+        E=np.arange(count),
+        T=np.arange(count),
+        X=np.arange(count, variables.size),
+        R=np.arange(count, rows.size),
+    )
+    structure, orders = ordered(structure, variables, rows)
+    return replace(structure, elimination=moved), orders
+
+
+def ordered(
+    structure: Structure, variables: np.ndarray, rows: np.ndarray
+) -> tuple[Structure, Orders]:
+    """The structure with its variables and rows in another order, and where values are then."""
+    P, P_order = structure.P.permuted(variables, variables)
+    A, A_order = structure.A.permuted(rows, variables)
+    orders = {"P": P_order, "q": variables, "A": A_order, "b": rows}
+    return Structure(P, A, structure.cone), orders
+
+
 def _curvature(structure: Structure, E: np.ndarray, T: np.ndarray, X: np.ndarray) -> Sparsity:
     """The pattern of P over X once T is substituted."""
     A, P = (
@@ -162,11 +190,11 @@ def _curvature(structure: Structure, E: np.ndarray, T: np.ndarray, X: np.ndarray
         for m in (structure.A, structure.P)
     )
     curved = E[P.diagonal()[T] > 0]
-    squares = A[curved][:, X]
-    pattern = sp.coo_array(squares.T @ squares + P[X][:, X])
-    order = np.lexsort((pattern.col, pattern.row))
-    return Sparsity(
-        (X.size, X.size),
-        pattern.row[order].astype(np.int64),
-        pattern.col[order].astype(np.int64),
-    )
+    squares, shape = A[curved][:, X], (X.size, X.size)
+    if (np.diff(squares.indptr) == X.size).any():  # one of them couples all
+        rows, cols = (places.ravel() for places in np.indices(shape))
+        return Sparsity(shape, rows, cols)
+    pattern = sp.csr_array(squares.T @ squares + P[X][:, X])
+    pattern.sort_indices()
+    rows = np.repeat(np.arange(X.size), np.diff(pattern.indptr))
+    return Sparsity(shape, rows, pattern.indices.astype(np.int64))

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from declarative_cvx.program import ConeProgram, Point, Structure
+from declarative_cvx.program import ConeProgram, Elimination, Point, Structure
 from declarative_cvx.sparsity import Block, Sparsity, matvec
 
 DataGradients = tuple[Tensor, Tensor, Tensor, Tensor]  # with respect to P, q, A and b
@@ -69,10 +69,18 @@ class FixedVariables:
     R: np.ndarray
     c: np.ndarray
 
-    @property
-    def kept(self) -> np.ndarray:
-        """Which stored entries of A remain."""
-        return self._parts.A.stored.places
+    def inner(self, constant: np.ndarray) -> tuple[Structure, np.ndarray]:
+        """The remaining structure, and values of its entries of A out of those of the whole."""
+        return self.remaining, constant[self._parts.A.stored.places]
+
+    def order(self, elimination: Elimination) -> tuple[np.ndarray, np.ndarray]:
+        """Variables and rows of the whole in an order that suits an elimination from the rest."""
+        rows = self.R[np.concatenate([elimination.E, elimination.R])]
+        zero = self.remaining.cone.zero
+        return (
+            np.concatenate([self.X[elimination.T], self.X[elimination.X], self.F]),
+            np.concatenate([rows[:zero], self.E, rows[zero:]]),
+        )
 
     def reduce(self, program: ConeProgram) -> tuple[ConeProgram, Tensor]:
         """The program without the variables, and what they add to its objective.

@@ -6,21 +6,20 @@ steps, gradients and directional derivatives of a solution have to be solved wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from declarative_cvx.condensed import Core
 from declarative_cvx.cones import ConeDerivative
-from declarative_cvx.elimination import Parts
-from declarative_cvx.least_squares import FACTORED, Factors, least_norm
-from declarative_cvx.program import ConeProgram
+from declarative_cvx.least_squares import FACTORED, INFLATED, least_norm
+from declarative_cvx.program import ConeProgram, Structure
 from declarative_cvx.sparse_kkt import sparse_least_norm, sparse_solve
-from declarative_cvx.sparsity import columns
-from declarative_cvx.transforms import apply_function, transforming
+from declarative_cvx.transforms import apply_function, recording, transforming
 
-# Residual up to which the solution of the reduced system is taken without a correction.
+# Residual, relative to the solution, up to which it is taken without a correction.
 CORRECTED = 1e-13
 # Order from which, and share of nonzero entries up to which, systems are factorised as sparse ones
 # (measured: below, dense factorisations are as fast or faster).
@@ -46,28 +45,66 @@ def solve_kkt(
     -------
     solution : Tensor, shape (batch, n + m, columns)
         The solution; the one of least norm where there are many, the least-squares one where
-        there is none. Its derivative is that of a regular system.
+        there is none. (Where J is singular because of free variables only, they are put to zero,
+        which is the solution of J'w = v of least norm.) Its derivative is that of a regular system.
     residual : Tensor, shape (batch, columns)
         Largest error, relative to the right-hand side; not differentiable.
     """
     return solve_kkt_and_rank(program, projection, rhs, transpose)[:2]
 
 
+def solve_regular_kkt(program: ConeProgram, projection: ConeDerivative, rhs: Tensor) -> Tensor:
+    """As `solve_kkt`, unchecked: NaN or inaccurate where J is singular.
+
+    The factors are kept for the systems to come.
+    """
+    return System(program, projection).core().solve(rhs)
+
+
 def solve_kkt_and_rank(
     program: ConeProgram, projection: ConeDerivative, rhs: Tensor, transpose: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `solve_kkt`, with a third result: whether each matrix is singular, bool, (batch,)."""
-    indices = tuple(index for index, _ in projection.blocks)
-    blocks = [block for _, block in projection.blocks]
-    kind = _Kind(program, indices, transpose)
+    """As `solve_kkt`, with a third result: how regular each matrix is, int64, shape (batch,).
+
+    0 is regular, 1 is singular because of free variables only (`free_variables`), 2 is singular.
+    """
+    constant = projection.is_constant
+    indices = tuple(index for index, _ in projection.parts)
+    kind = _Kind(program, indices, projection.order, projection if constant else None, transpose)
+    blocks = [] if constant else [block for _, block in projection.blocks]
     return apply_function(_Solve, program.P, program.A, projection.diagonal, rhs, kind, *blocks)
+
+
+def derivative_at(program: ConeProgram, z: Tensor) -> ConeDerivative:
+    """DΠ at z (batch, m): the last one, if it was at this point and nothing is recorded."""
+    if recording(z):
+        return program.structure.cone.derivative(z)
+    known = program.__dict__.get("_derivative")
+    if known is None or not torch.equal(known[0], z):
+        known = program.__dict__["_derivative"] = (z, program.structure.cone.derivative(z))
+    return known[1]
+
+
+def free_variables(program: ConeProgram, projection: ConeDerivative) -> Tensor:
+    """Variables that no optimality condition contains near z, bool, shape (batch, n).
+
+    An example is a bound on a term of an inactive constraint. J' maps their unit vectors to zero.
+    """
+    return System(program, projection).core().free
 
 
 def kkt_times(
     program: ConeProgram, projection: ConeDerivative, w: Tensor, transpose: bool = False
 ) -> Tensor:
     """J @ w (or J' @ w) for w of shape (batch, n + m, columns)."""
-    return _System(program, projection, transpose).times(w)
+    return System(program, projection, transpose).times(w)
+
+
+def has_sparse_systems(structure: Structure, blocks: int = 0) -> bool:
+    """Whether systems with so many entries of DΠ in blocks are factorised as sparse ones."""
+    size = structure.variables + structure.rows
+    entries = structure.P.nnz + 2 * structure.A.nnz + structure.rows + blocks
+    return size >= SPARSE_SIZE and entries <= SPARSE_SHARE * size**2
 
 
 @dataclass(frozen=True)
@@ -76,26 +113,41 @@ class _Kind:
 
     program: ConeProgram
     indices: tuple[Tensor, ...]
+    order: Tensor | None
+    constant: ConeDerivative | None  # DΠ, unless it is given by tensors
     transpose: bool
 
-    def system(self, P: Tensor, A: Tensor, diagonal: Tensor, blocks: tuple) -> _System:
+    def system(self, P: Tensor, A: Tensor, diagonal: Tensor, blocks: tuple) -> System:
         # With what was computed for it before, unless that is part of a graph.
-        program = self.program
+        program, constant = self.program, self.constant
         tracked = P.requires_grad or A.requires_grad or transforming()
         if tracked or P is not program.P or A is not program.A:
-            empty = diagonal.new_zeros((diagonal.shape[0], 0))
-            program = ConeProgram(program.structure, P, empty, A, empty)
-        pairs = list(zip(self.indices, blocks, strict=True))
-        return _System(program, ConeDerivative(diagonal, pairs), self.transpose)
+            program = self._program(P, A)
+        if constant is not None and diagonal is constant.diagonal:
+            return System(program, constant, self.transpose)
+        parts = blocks if constant is None else tuple(part for _, part in constant.parts)
+        return System(program, self._projection(diagonal, parts), self.transpose)
+
+    def change(self, P: Tensor, A: Tensor, diagonal: Tensor, blocks: tuple) -> System:
+        """The system whose matrix is the change of J for changes of its parts."""
+        return System(self._program(P, A), self._projection(diagonal, blocks), self.transpose)
+
+    def _program(self, P: Tensor, A: Tensor) -> ConeProgram:
+        empty = P.new_zeros((max(len(P), len(A)), 0))
+        return ConeProgram(self.program.structure, P, empty, A, empty)
+
+    def _projection(self, diagonal: Tensor, blocks: tuple) -> ConeDerivative:
+        indices = self.indices if blocks else ()
+        return ConeDerivative(diagonal, list(zip(indices, blocks, strict=True)), self.order)
 
 
 @dataclass(frozen=True)
-class _System:
+class System:
     """J or J' of a batch."""
 
     program: ConeProgram
     projection: ConeDerivative
-    transpose: bool
+    transpose: bool = False
 
     @property
     def n(self) -> int:
@@ -117,8 +169,8 @@ class _System:
         matrix = _assemble(self.program.dense_P, self.program.dense_A, self.projection)
         return matrix.mT if self.transpose else matrix
 
-    def solve(self, rhs: Tensor) -> tuple[Tensor, Tensor]:
-        """By factorisation, and what is left of rhs.
+    def solve(self, rhs: Tensor, exactly: bool = True) -> tuple[Tensor, Tensor]:
+        """By factorisation, and what is left of rhs; corrected where `exactly` is asked for.
 
         NaN or inaccurate where the matrix is singular.
         """
@@ -128,17 +180,39 @@ class _System:
         core = self.core()
         w = core.solve(rhs, self.transpose)
         error = rhs - self.times(w)
-        if core.parts is not None and bool((error.abs().amax((1, 2)) > CORRECTED).any()):
+        size = w.abs().amax((1, 2)).clamp(min=1.0) * (CORRECTED if exactly else FACTORED)
+        if bool((error.abs().amax((1, 2)) > size).any()):
             correction = core.solve(error, self.transpose)
             w = torch.where(torch.isfinite(correction), w + correction, w)
             error = rhs - self.times(w)
         return w, error
 
-    def core(self) -> _Core:
+    def solve_any(self, rhs: Tensor, exactly: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Solutions as of `solve_kkt`, their residuals, and which elements had no factorisation."""
+        # In units of the right-hand side, so that gradients of 1e-12 and 1e+12 are treated alike.
+        unit = rhs.abs().amax(1, keepdim=True)
+        unit = torch.where(unit > 0, unit, 1.0)
+        scaled = rhs / unit
+        w, error = self.solve(scaled, exactly)
+        residual = error.abs().amax(1)
+        solved = ((residual <= FACTORED) & (w.abs().amax(1) <= INFLATED)).all(1)
+        if not bool(solved.all()):
+            failed = torch.where(~solved)[0]
+            part = self.select(failed)
+            least = part.least_norm(scaled[failed])
+            found = (part.times(least) - scaled[failed]).abs().amax(1)
+            worse = found > residual[failed]  # False where the factorisation gave NaN
+            w = w.index_copy(0, failed, torch.where(worse[:, None], w[failed], least))
+            # Inflated answers leave little of rhs even where only rounding keeps the matrix from
+            # being singular; what least squares leave tells whether there is a solution.
+            residual = residual.index_copy(0, failed, found)
+        return w * unit, residual, ~solved
+
+    def core(self) -> Core:
         """The factorised system: the one of the last call, if it has the same matrix."""
         known = self.program.__dict__.get("_core")
         if known is None or not known.belongs_to(self.projection):
-            known = _Core.of(self)
+            known = Core.of(self.program, self.projection)
             self.program.__dict__["_core"] = known
         return known
 
@@ -151,78 +225,23 @@ class _System:
     @property
     def is_sparse(self) -> bool:
         """Whether sparse factorisations, one by one, are faster than dense ones."""
-        structure = self.program.structure
-        size = structure.variables + structure.rows
-        blocks = sum(index.numel() * index.shape[1] for index, _ in self.projection.blocks)
-        entries = structure.P.nnz + 2 * structure.A.nnz + structure.rows + blocks
-        return size >= SPARSE_SIZE and entries <= SPARSE_SHARE * size**2
+        blocks = sum(index.numel() * index.shape[1] for index, _ in self.projection.parts)
+        return has_sparse_systems(self.program.structure, blocks)
 
-    def select(self, index: Tensor) -> _System:
-        pairs = [(rows, block[index]) for rows, block in self.projection.blocks]
-        derivative = ConeDerivative(self.projection.diagonal[index], pairs)
-        return _System(self.program.select(index), derivative, self.transpose)
+    def select(self, index: Tensor) -> System:
+        """Those of the elements named by an index."""
+        return System(self.program.select(index), self.projection.select(index), self.transpose)
 
 
 def _assemble(P: Tensor, A: Tensor, projection: ConeDerivative) -> Tensor:
     """[[P, A'(DΠ - I)], [A, DΠ]], shape (batch, n + m, n + m)."""
     (batch, m), n = projection.diagonal.shape, P.shape[1]
-    cross = projection.matmul(A) - A  # (DΠ - I) A
     out = P.new_zeros((batch, n + m, n + m))
     out[:, :n, :n] = P
-    out[:, :n, n:] = cross.mT
+    out[:, :n, n:] = projection.minus_identity(A).mT
     out[:, n:, :n] = A
     projection.write(out[:, n:, n:])
     return out
-
-
-@dataclass(frozen=True)
-class _Core:
-    """J factorised, without the variables T and rows E if some are eliminated.
-
-    In J w = v, with parts named after the variables and rows (`declarative_cvx.elimination`),
-        dt = (v_E - A_E dx) / c,   dz_E = (p dt - v_T) / c,
-    and in J'w = v
-        w_t = -(v_E + A_E w_x) / c,   w_E = (v_T - p w_t) / c;
-    what is left has P + A_E' (p / c^2) A_E in the place of P.
-    """
-
-    factors: Factors
-    projection: ConeDerivative
-    parts: Parts | None
-    places: tuple[Tensor, ...] = ()  # of E, T, X, R in the whole system
-    order: Tensor | None = None  # of the whole system in (T, X, E, R)
-
-    @classmethod
-    def of(cls, system: _System) -> _Core:
-        program, n = system.program, system.n
-        elimination = program.structure.elimination
-        if elimination is None:
-            matrix = _assemble(program.dense_P, program.dense_A, system.projection)
-            return cls(Factors.of(matrix), system.projection, None)
-        E, T, X, R, rows, variables = elimination.index(program.P.device)
-        parts = Parts.of(program)
-        matrix = _assemble(parts.P, parts.A_R, system.projection.without(len(E), R))
-        places, order = (n + E, T, X, n + R), torch.cat([variables, n + rows])
-        return cls(Factors.of(matrix), system.projection, parts, places, order)
-
-    def belongs_to(self, projection: ConeDerivative) -> bool:
-        """Whether this is the factorised Jacobian for a DΠ, of which only 0 and 1 recur."""
-        if self.projection is projection:
-            return True
-        return not projection.blocks and torch.equal(projection.diagonal, self.projection.diagonal)
-
-    def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
-        if self.parts is None or self.order is None:
-            return self.factors.solve(rhs, transpose)
-        E, T, X, R = (columns(rhs, place) for place in self.places)
-        A, p, c = self.parts.A_E, self.parts.p[:, :, None], self.parts.c[:, :, None]
-        sign = -1.0 if transpose else 1.0
-        top = X + sign * (A.mT @ ((p * E / c - sign * T) / c))
-        inner = self.factors.solve(torch.cat([top, R], 1), transpose)
-        x, z = inner[:, : X.shape[1]], inner[:, X.shape[1] :]
-        t = (sign * E - A @ x) / c
-        multiplier = sign * (p * t - T) / c
-        return columns(torch.cat([t, x, multiplier, z], 1), self.order)
 
 
 class _Solve(torch.autograd.Function):
@@ -231,22 +250,11 @@ class _Solve(torch.autograd.Function):
         P: Tensor, A: Tensor, diagonal: Tensor, rhs: Tensor, kind: _Kind, *blocks: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         system = kind.system(P, A, diagonal, blocks)
-        # In units of the right-hand side, so that gradients of 1e-12 and 1e+12 are treated alike.
-        unit = rhs.abs().amax(1, keepdim=True)
-        unit = torch.where(unit > 0, unit, 1.0)
-        scaled = rhs / unit
-        w, error = system.solve(scaled)
-        residual = error.abs().amax(1)
-        failed = torch.where(~(residual <= FACTORED).all(1))[0]
-        if len(failed):
-            part = system.select(failed)
-            least = part.least_norm(scaled[failed])
-            found = (part.times(least) - scaled[failed]).abs().amax(1)
-            worse = found > residual[failed]  # False where the factorisation gave NaN
-            w = w.index_copy(0, failed, torch.where(worse[:, None], w[failed], least))
-            residual = residual.index_copy(0, failed, torch.fmin(found, residual[failed]))
-        singular = torch.zeros(len(rhs), dtype=torch.bool, device=rhs.device)
-        return w * unit, residual, singular.index_fill(0, failed, True)
+        w, residual, failed = system.solve_any(rhs)
+        if system.is_sparse:
+            return w, residual, failed * 2
+        free = system.core().free.any(1)
+        return w, residual, torch.where(failed, 2, free.long())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -259,13 +267,13 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:  # type: ignore[override]
         P, A, diagonal, w, *blocks = ctx.saved_tensors
-        kind = _Kind(ctx.kind.program, ctx.kind.indices, not ctx.kind.transpose)
+        kind = replace(ctx.kind, transpose=not ctx.kind.transpose)
         g = apply_function(_Solve, P, A, diagonal, grad, kind, *blocks)[0]
         if not any(ctx.needs_input_grad[:3]) and not any(ctx.needs_input_grad[5:]):
             return None, None, None, g, None, *(None for _ in blocks)
         left, right = (w, g) if ctx.kind.transpose else (g, w)
         dP, dA, dd, dblocks = _bilinear(kind.system(P, A, diagonal, blocks), left, right)
-        return dP, dA, dd, g, None, *dblocks
+        return dP, dA, dd, g, None, *dblocks[: len(blocks)]
 
     @staticmethod
     def jvp(ctx: Any, dP: Any, dA: Any, dd: Any, drhs: Any, _: Any, *dblocks: Any) -> Any:
@@ -283,6 +291,9 @@ class _Solve(torch.autograd.Function):
             w, residual, singular = apply_function(_Solve, P, A, diagonal, flat, kind, *blocks)
             shape = columns.shape[2:]
             return (w.unflatten(2, shape), residual.unflatten(1, shape), singular), (3, 2, None)
+        if kind.constant is not None:
+            blocks = [block for _, block in kind.constant.blocks]
+            kind, in_dims = replace(kind, constant=None), (*in_dims, *(None for _ in blocks))
         size = info.batch_size
         batch = diagonal.shape[1 if in_dims[2] == 0 else 0]
         tensors, dims = (P, A, diagonal, rhs, *blocks), (*in_dims[:4], *in_dims[5:])
@@ -292,7 +303,7 @@ class _Solve(torch.autograd.Function):
 
 
 def _bilinear(
-    system: _System, left: Tensor, right: Tensor
+    system: System, left: Tensor, right: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
     """Gradients of -left' J right with respect to P, A and the parts of DΠ."""
     program, n = system.program, system.n
@@ -304,7 +315,7 @@ def _bilinear(
     dA = -(cross[:, rows] * left_x[:, cols] + left_z[:, rows] * right_x[:, cols]).sum(2)
     image = program.A_matmul(left_x) + left_z
     dblocks = tuple(
-        -(image[:, index] @ right_z[:, index].mT) for index, _ in system.projection.blocks
+        -(image[:, index] @ right_z[:, index].mT) for index, _ in system.projection.parts
     )
     return (
         dP if len(program.P) == len(dP) else dP.sum(0, keepdim=True),
@@ -324,7 +335,7 @@ def _change(kind: _Kind, values: tuple, changes: tuple, w: Tensor) -> Tensor:
     blocks = tuple(
         torch.zeros_like(v) if d is None else d for v, d in zip(values[3], changes[3], strict=True)
     )
-    change = kind.system(P, A, diagonal, blocks)
+    change = kind.change(P, A, diagonal, blocks)
     x, z = w[:, : system.n], w[:, system.n :]
     dAx, top = change.program.A_matmul(x), change.program.P_matmul(x)
     if kind.transpose:

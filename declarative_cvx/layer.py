@@ -36,10 +36,12 @@ class DeclarativeLayer(nn.Module):
     Parameters
     ----------
     problem : cvxpy.Problem, TorchProblem or FixedPointProblem
-        Convex or, with ``gp=True``, a geometric program (DPP, DGP): solved by cone solvers. Or
-        any problem of smooth functions (DNLP), of which a local minimum is found. `spec` says
-        which of them it is. It is not changed. Or a problem written in torch, treated like the
-        latter. Or a fixed point, without an objective: its optimal value is zero.
+        Convex or, with ``gp=True``, a geometric program (DGP): solved by cone solvers. Where
+        parameters do not stand as CVXPY's rules (DPP) want it, what depends on parameters only is
+        computed beforehand. Or any problem of smooth functions (DNLP), of which a local minimum
+        is found. `spec` says which of them it is. It is not changed. Or a problem written in
+        torch, treated like the latter. Or a fixed point, without an objective: its optimal value
+        is zero.
     parameters : sequence of cvxpy.Parameter
         All parameters of the problem, in the order in which tensors will be passed. A
         `TorchProblem` or `FixedPointProblem` names them itself.

@@ -12,6 +12,8 @@ from torch import Tensor
 
 # Residual, relative to the right-hand side, up to which a factorisation's answer is taken.
 FACTORED = 1e-9
+# Its answers that are larger than this, in the same units, may come from a singular matrix.
+INFLATED = 1e8
 # Singular values below this multiple of the largest count as zero.
 RANK_TOLERANCE = 1e-11
 # Order from which systems on the CPU are factorised one at a time.

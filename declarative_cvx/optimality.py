@@ -15,10 +15,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from declarative_cvx.program import ConeProgram
+from declarative_cvx.residuals import conditions
 
 
 def residual_map(program: ConeProgram, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """The two parts of R(x, z), shapes (batch, n) and (batch, m)."""
     s = program.structure.cone.project(z)
-    dual = program.P_times(x) + program.q + program.At_times(s - z)
-    return dual, program.A_times(x) + s - program.b
+    return conditions(program, x, s - z, s)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,14 @@ from declarative_cvx.transforms import transforming
 SIGN_TOLERANCE = 1e-8
 SYMMETRY_TOLERANCE = 1e-5
 SEMIDEFINITE_TOLERANCE = 1e-6
+
+# What signs that are declared ask of the values, in code and in words.
+_SIGNS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "nonneg": (lambda v: v >= -SIGN_TOLERANCE, "nonnegative, as declared"),
+    "pos": (lambda v: v > 0, "positive, as declared"),
+    "nonpos": (lambda v: v <= SIGN_TOLERANCE, "nonpositive, as declared"),
+    "neg": (lambda v: v < 0, "negative, as declared"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +66,11 @@ class ParameterSpec:
             support[parameter.sparse_idx] = True
         return cls(parameter.name(), tuple(parameter.shape), declared, lower, upper, support)
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether it is declared to be a symmetric matrix."""
+        return bool(self.attributes & {"symmetric", "PSD", "NSD"})
+
     def is_batched(self, position: int, value: Tensor) -> bool:
         """Whether a tensor holds a batch of values; an error if its shape fits neither way."""
         shape = tuple(value.shape)
@@ -81,26 +95,19 @@ class ParameterSpec:
     def check(self, position: int, value: Tensor) -> None:
         """Refuse values that are not finite or not what the parameter declares."""
         value = value.detach()
-        self._require(position, value, torch.isfinite(value), "a finite number")
-        slack = SIGN_TOLERANCE
-        rules = {
-            "nonneg": (lambda v: v >= -slack, "nonnegative, as declared by nonneg=True"),
-            "pos": (lambda v: v > 0, "positive, as declared by pos=True"),
-            "nonpos": (lambda v: v <= slack, "nonpositive, as declared by nonpos=True"),
-            "neg": (lambda v: v < 0, "negative, as declared by neg=True"),
-        }
-        for attribute, (holds, wording) in rules.items():
-            if attribute in self.attributes:
-                self._require(position, value, holds(value), wording)
+        if not math.isfinite(value.sum()):  # or the sum overflows
+            self._require(position, value, torch.isfinite(value), "a finite number")
+        for attribute in self.attributes & _SIGNS.keys():
+            holds, wording = _SIGNS[attribute]
+            self._require(position, value, holds(value), f"{wording} by {attribute}=True")
         for bound, sign, wording in ((self.lower, 1, "at least"), (self.upper, -1, "at most")):
             if bound is not None:
                 limit = torch.as_tensor(bound, dtype=value.dtype, device=value.device)
-                ok = sign * (value - limit) >= -slack
+                ok = sign * (value - limit) >= -SIGN_TOLERANCE
                 self._require(position, value, ok, f"{wording} its declared bound")
         self._check_matrix(position, value)
 
     def _check_matrix(self, position: int, value: Tensor) -> None:
-        scale = value.abs().amax() if value.numel() else 0.0
         off = None
         if "diag" in self.attributes:
             off = ~torch.eye(value.shape[-1], dtype=torch.bool, device=value.device)
@@ -108,8 +115,9 @@ class ParameterSpec:
             off = ~torch.as_tensor(self.support, device=value.device)
         if off is not None:
             self._require(position, value, ~off | (value == 0), "zero, by its declared sparsity")
-        if not self.attributes & {"symmetric", "PSD", "NSD"}:
+        if not self.symmetric:
             return
+        scale = value.abs().amax() if value.numel() else 0.0
         close = (value - value.mT).abs() <= SYMMETRY_TOLERANCE * scale
         self._require(position, value, close, "equal to its transposed entry (symmetric)")
         for attribute, sign in (("PSD", 1), ("NSD", -1)):
@@ -211,15 +219,25 @@ def check_arguments(
         for position, (spec, value) in enumerate(zip(specs, values, strict=True))
     )
     batch = _batch_size(specs, values, batched)
-    if values:
-        check = _Check.apply if transforming() else _Check.forward
-        check(tuple(specs), *values)
+    check_values(specs, values)
     models = [*values] or [*like]
     dtype = models[0].dtype if models else torch.get_default_dtype()
     for model in models:
         dtype = torch.promote_types(dtype, model.dtype)
     device = models[0].device if models else torch.device("cpu")
     return Arguments(tuple(values), batched, batch, dtype, device)
+
+
+def check_values(specs: Sequence[ParameterSpec], values: Sequence[Tensor]) -> None:
+    """Refuse values that are not finite or not what is declared of them, in any transform.
+
+    Raises
+    ------
+    ParameterError
+    """
+    if values:
+        check = _Check.apply if transforming() else _Check.forward
+        check(tuple(specs), *values)
 
 
 class _Check(torch.autograd.Function):

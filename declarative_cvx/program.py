@@ -7,14 +7,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from declarative_cvx.cones import Cone
-from declarative_cvx.sparsity import DENSE_SHARE, Block, Sparsity, columns, matmul, to_dense
-from declarative_cvx.transforms import outside_transforms
+from declarative_cvx.sparsity import (
+    DENSE_SHARE,
+    Block,
+    Places,
+    Sparsity,
+    matmul,
+    product,
+    to_dense,
+)
 
 Point = tuple[Tensor, Tensor, Tensor]  # (x, y, s) of a batch
 
@@ -58,9 +66,7 @@ class Structure:
             A_E=self.A.block(E, X),
             c=Block(self.A.block(E, T).places.diagonal(), self.A.nnz),
             A_R=self.A.block(R, X),
-            A_R_values=Block(
-                np.flatnonzero(np.isin(self.A.rows, R) & np.isin(self.A.cols, X)), self.A.nnz
-            ),
+            A_R_values=Places(np.flatnonzero(np.isin(self.A.rows, R) & np.isin(self.A.cols, X))),
         )
 
     @cached_property
@@ -70,6 +76,26 @@ class Structure:
             return False
         A_E, A_R = self.blocks.A_E, self.blocks.A_R
         return A_E.places.size + A_R.places.size <= DENSE_SHARE * (A_E.stored + A_R.stored)
+
+    @cached_property
+    def has_dense_curvature(self) -> bool:
+        """Whether P over what an elimination leaves is all zero, or multiplied as a dense block."""
+        return self.blocks.P_X.places.size <= DENSE_SHARE * self.blocks.P_X.stored or (
+            self.blocks.P_X.stored == 0
+        )
+
+    @cached_property
+    def has_whole_lines(self) -> bool:
+        """Whether the entries of A are (c, A_E) line by line, then A_R, none of them missing."""
+        if self.elimination is None:
+            return False
+        blocks, count = self.blocks, self.elimination.T.size
+        stored = np.concatenate([blocks.c.places[:, None], blocks.A_E.places], 1).ravel()
+        stored = np.concatenate([stored, blocks.A_R.places.ravel()])
+        first = [self.elimination.E, self.elimination.T]
+        return np.array_equal(stored, np.arange(self.A.nnz)) and all(
+            np.array_equal(numbers, np.arange(count)) for numbers in first
+        )
 
     @property
     def reduced(self) -> Structure:
@@ -95,18 +121,31 @@ class Elimination:
     X: np.ndarray
     R: np.ndarray
 
-    def index(self, device: torch.device) -> tuple[Tensor, ...]:
-        """E, T, X and R as tensors on a device, then where rows (E, R) and variables (T, X) go."""
-        cache = self.__dict__.setdefault("_index", {})
-        if device not in cache:
-            rows, variables = np.concatenate([self.E, self.R]), np.concatenate([self.T, self.X])
-            arrays = (self.E, self.T, self.X, self.R, np.argsort(rows), np.argsort(variables))
-            with outside_transforms():
-                cache[device] = tuple(torch.as_tensor(array, device=device) for array in arrays)
-        return cache[device]
+    @cached_property
+    def places(self) -> Arrangement:
+        """E, T, X and R as places, then those of rows in (E, R) and of variables in (T, X)."""
+        rows, variables = np.concatenate([self.E, self.R]), np.concatenate([self.T, self.X])
+        arrays = (self.E, self.T, self.X, self.R, np.argsort(rows), np.argsort(variables))
+        return Arrangement(*map(Places, arrays))
 
-    def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "_index"}
+    @cached_property
+    def in_systems(self) -> tuple[tuple[Places, ...], Places]:
+        """The parts in vectors of variables, then rows: E, T, X and R, and the way back."""
+        n = len(self.T) + len(self.X)
+        parts = tuple(map(Places, (n + self.E, self.T, self.X, n + self.R)))
+        numbers = [self.places.variables.numbers, n + self.places.rows.numbers]
+        return parts, Places(np.concatenate(numbers))
+
+
+class Arrangement(NamedTuple):
+    """The parts of an `Elimination` in vectors of rows or variables, and the way back."""
+
+    E: Places
+    T: Places
+    X: Places
+    R: Places
+    rows: Places
+    variables: Places
 
 
 @dataclass(frozen=True)
@@ -122,7 +161,7 @@ class Blocks:
     A_E: Block
     c: Block
     A_R: Block
-    A_R_values: Block
+    A_R_values: Places
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +188,7 @@ class ConeProgram:
     def batch(self) -> int:
         return self.q.shape[0]
 
-    @property
+    @cached_property
     def absolute(self) -> ConeProgram:
         """The program whose data are the absolute values."""
         return replace(self, P=self.P.abs(), q=self.q.abs(), A=self.A.abs(), b=self.b.abs())
@@ -166,37 +205,50 @@ class ConeProgram:
         return tuple(block.read(self.A) for block in (blocks.A_E, blocks.A_R, blocks.c))  # type: ignore[return-value]
 
     @cached_property
+    def curvature(self) -> tuple[Tensor, Tensor | None]:
+        """Of P: its diagonal at T, and P over X, None if it is zero (see `Elimination`)."""
+        p, P_X = self.structure.blocks.p, self.structure.blocks.P_X
+        return p.read(self.P), P_X.read(self.P) if P_X.stored else None
+
+    @cached_property
     def dense_A(self) -> Tensor:
         """The matrices A, shape (batch or 1, m, n)."""
         return to_dense(self.A, self.structure.A)
 
     def P_matmul(self, v: Tensor) -> Tensor:
         """P @ v for v of shape (batch, n, columns)."""
-        if self.structure.P.is_dense:
-            return self.dense_P @ v
-        return matmul(self.P, self.structure.P, v)
+        structure = self.structure
+        if structure.P.is_dense:
+            return product(self.dense_P, v)
+        if not structure.has_dense_blocks or not structure.has_dense_curvature:
+            return matmul(self.P, structure.P, v)
+        places = structure.elimination.places  # type: ignore[union-attr]
+        (p, P), t, x = self.curvature, places.T.take(v), places.X.take(v)
+        x = torch.zeros_like(x) if P is None else product(P, x)
+        return places.variables.take(torch.cat([p[:, :, None] * t, x], 1))
 
     def A_matmul(self, v: Tensor) -> Tensor:
         """A @ v for v of shape (batch, n, columns)."""
         if self.structure.has_dense_blocks:
-            _, T, X, _, rows, _ = self.structure.elimination.index(v.device)  # type: ignore[union-attr]
+            places = self.structure.elimination.places  # type: ignore[union-attr]
             A_E, A_R, c = self.blocks
-            x = columns(v, X)
-            return columns(torch.cat([A_E @ x + c[:, :, None] * columns(v, T), A_R @ x], 1), rows)
+            t, x = places.T.take(v), places.X.take(v)
+            defined = product(A_E, x) + c[:, :, None] * t
+            return places.rows.take(torch.cat([defined, product(A_R, x)], 1))
         if self.structure.A.is_dense:
-            return self.dense_A @ v
+            return product(self.dense_A, v)
         return matmul(self.A, self.structure.A, v)
 
     def At_matmul(self, v: Tensor) -> Tensor:
         """A' @ v for v of shape (batch, m, columns)."""
         if self.structure.has_dense_blocks:
-            E, _, _, R, _, variables = self.structure.elimination.index(v.device)  # type: ignore[union-attr]
+            places = self.structure.elimination.places  # type: ignore[union-attr]
             A_E, A_R, c = self.blocks
-            y = columns(v, E)
-            x = A_E.mT @ y + A_R.mT @ columns(v, R)
-            return columns(torch.cat([c[:, :, None] * y, x], 1), variables)
+            y = places.E.take(v)
+            x = product(A_E.mT, y) + product(A_R.mT, places.R.take(v))
+            return places.variables.take(torch.cat([c[:, :, None] * y, x], 1))
         if self.structure.A.is_dense:
-            return self.dense_A.mT @ v
+            return product(self.dense_A.mT, v)
         return matmul(self.A, self.structure.A, v, transpose=True)
 
     def P_times(self, x: Tensor) -> Tensor:
@@ -214,6 +266,12 @@ class ConeProgram:
     def objective(self, x: Tensor) -> Tensor:
         """1/2 x'P x + q'x, shape (batch,)."""
         return (x * (self.P_times(x) / 2 + self.q)).sum(1)
+
+    def forget(self, *names: str) -> None:
+        """Free what was computed of the program and kept: all of it, or what is named."""
+        fields = ("structure", "P", "q", "A", "b")
+        for name in names or [name for name in self.__dict__ if name not in fields]:
+            self.__dict__.pop(name, None)
 
     def select(self, index: Tensor) -> ConeProgram:
         """The elements of the batch named by an increasing index tensor."""

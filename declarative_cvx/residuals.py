@@ -7,7 +7,9 @@ are made of, so that they mean the same in any units.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -41,10 +43,16 @@ class Residuals:
     gap: Tensor
     cone: Tensor
 
-    @property
+    @cached_property
     def worst(self) -> Tensor:
         """The largest of the four, shape (batch,); NaN where any is NaN."""
         return torch.stack([self.primal, self.dual, self.gap, self.cone]).amax(0)
+
+    def where(self, chosen: Tensor, other: Residuals) -> Residuals:
+        """These residuals where `chosen` (bool) says so, those of `other` elsewhere."""
+        return Residuals(
+            *(torch.where(chosen, getattr(self, name), getattr(other, name)) for name in _NAMES)
+        )
 
     def select(self, index: Tensor) -> Residuals:
         """The residuals of the elements named by an index or mask."""
@@ -62,9 +70,9 @@ _NAMES = ("primal", "dual", "gap", "cone")
 
 def _norm(v: Tensor) -> Tensor:
     """Largest absolute entry of each row; 0 for rows without entries."""
-    if v.shape[1] == 0:
-        return v.new_zeros(v.shape[0])
-    return v.abs().amax(1)
+    if v.shape[-1] == 0:
+        return v.new_zeros(v.shape[:-1])
+    return v.abs().amax(-1)
 
 
 def scales(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,12 +104,31 @@ def scales(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tenso
     )
 
 
+def conditions(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """What the optimality conditions equate with zero: P x + q + A'y and A x + s - b.
+
+    Parameters
+    ----------
+    program : ConeProgram
+    x : Tensor, shape (batch, n)
+    y, s : Tensor, shape (batch, m)
+
+    Returns
+    -------
+    dual : Tensor, shape (batch, n)
+    primal : Tensor, shape (batch, m)
+    """
+    dual = program.P_times(x) + program.q + program.At_times(y)
+    return dual, program.A_times(x) + s - program.b
+
+
 def residuals(
     program: ConeProgram,
     x: Tensor,
     y: Tensor,
     s: Tensor,
     sizes: tuple[Tensor, Tensor] | None = None,
+    violations: tuple[Tensor, Tensor] | None = None,
 ) -> Residuals:
     """Residuals of a batch of points.
 
@@ -112,29 +139,42 @@ def residuals(
     y, s : Tensor, shape (batch, m)
     sizes : (Tensor, Tensor), optional
         The `scales` of these points, if they are known.
+    violations : (Tensor, Tensor), optional
+        Their `conditions`, likewise.
 
     Returns
     -------
     Residuals
         NaN for points that are not finite.
     """
-    finite = torch.isfinite(torch.cat([x, y, s], 1)).all(1)
-    x, y, s = (torch.where(finite[:, None], v, 0.0) for v in (x, y, s))
+    finite = None
+    if not math.isfinite(torch.cat([x, y, s], 1).sum()):
+        finite = torch.isfinite(torch.cat([x, y, s], 1)).all(1)
+        x, y, s = (torch.where(finite[:, None], v, 0.0) for v in (x, y, s))
+        violations = None
     cone = program.structure.cone
-    Px, Ax, Aty = program.P_times(x), program.A_times(x), program.At_times(y)
+    dual, primal = conditions(program, x, y, s) if violations is None else violations
     dual_scale, primal_scale = scales(program, x, y, s) if sizes is None else sizes
-    s_error, y_error = s - cone.project(s), y - cone.project_dual(y)
+    nearest, opposite = cone.project(torch.cat([s, -y])).chunk(2)
+    rows = torch.stack([primal, s - nearest], 1) / primal_scale[:, None]
+    primal_worst, outside = _norm(rows).unbind(1)
     y_scale = _norm(y).clamp(min=SMALLEST_SCALE)
-    xPx, qx, by = (x * Px).sum(1), (x * program.q).sum(1), (y * program.b).sum(1)
-    value_scale = torch.stack([xPx, qx, by]).abs().amax(0).clamp(min=SMALLEST_SCALE)
-    gap = torch.maximum((xPx + qx + by).abs(), (s * y).sum(1).abs())
-    found = (
-        _norm((Ax + s - program.b) / primal_scale),
-        _norm((Px + program.q + Aty) / dual_scale),
-        gap / value_scale,
-        torch.maximum(_norm(s_error / primal_scale), _norm(y_error) / y_scale),
+    qx, by, sy = (x * program.q).sum(1), (y * program.b).sum(1), (s * y).sum(1)
+    difference = (x * dual).sum(1) - (y * primal).sum(1) + sy  # x'P x + q'x + b'y
+    value_scale = torch.stack([difference - qx - by, qx, by]).abs().amax(0)
+    gap = torch.maximum(difference.abs(), sy.abs())
+    found = Residuals(
+        primal_worst,
+        _norm(dual / dual_scale),
+        gap / value_scale.clamp(min=SMALLEST_SCALE),
+        torch.maximum(outside, _norm(opposite) / y_scale),
     )
-    return Residuals(*(torch.where(finite, violation, torch.nan) for violation in found))
+    return found if finite is None else found.where(finite, _nothing(found))
+
+
+def _nothing(like: Residuals) -> Residuals:
+    """The residuals of points that are not finite."""
+    return Residuals(*(torch.full_like(getattr(like, name), torch.nan) for name in _NAMES))
 
 
 def infeasibility(program: ConeProgram, y: Tensor) -> Tensor:

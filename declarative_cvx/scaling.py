@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.program import ConeProgram, Point
+from declarative_cvx.transforms import transforming
 
 # Above this, data are taken to mean that there is no bound.
 INFINITE = 1e15
+# An element is left in its own units if the largest entries of its data are in this range.
+ORDINARY = (2.0**-3, 2.0**3)
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,19 @@ class Scaling:
     primal: Tensor
     slack: Tensor
     objective: Tensor
+    trivial: bool = False  # whether all factors are 1
+
+    @classmethod
+    def units(cls, program: ConeProgram) -> Scaling:
+        """Factors that bring all elements to size one which are not about so as they are."""
+        ordinary = _is_ordinary(program)
+        if not transforming() and bool(ordinary.all()):
+            one = program.q.new_ones((1, 1))
+            return cls(one, one, one, trivial=True)
+        found = cls.of(program)
+        factors = (found.primal, found.slack, found.objective)
+        primal, slack, objective = (torch.where(ordinary[:, None], 1.0, f) for f in factors)
+        return cls(primal, slack, objective)
 
     @classmethod
     def of(cls, program: ConeProgram, largest: bool = False) -> Scaling:
@@ -36,7 +52,7 @@ class Scaling:
 
         The size of data is the geometric mean of their entries or, with `largest`, the largest.
         """
-        size = _largest if largest else _size
+        size = _largest_entry if largest else _size
         P, q, A, b = (size(v) for v in (program.P, program.q, program.A, program.b))
         both = (P > 0) & (q > 0)
         natural = torch.where(both, q / torch.where(both, P, 1.0), 1.0)
@@ -52,17 +68,17 @@ class Scaling:
     def scaled(cls, program: ConeProgram) -> tuple[Scaling, ConeProgram]:
         """The factors and the program in these units, computed once."""
         if "_scaled" not in program.__dict__:
-            scaling = cls.of(program)
-            program.__dict__["_scaled"] = (scaling, scaling.apply(program))
+            scaling = cls.units(program)
+            scaled, absolute = scaling.apply(program), program.__dict__.pop("absolute")
+            if scaling.trivial:
+                scaled.__dict__["absolute"] = absolute
+            program.__dict__["_scaled"] = (scaling, scaled)
         return program.__dict__["_scaled"]
-
-    @staticmethod
-    def forget(program: ConeProgram) -> None:
-        """Free what `scaled` keeps."""
-        program.__dict__.pop("_scaled", None)
 
     def apply(self, program: ConeProgram) -> ConeProgram:
         """The program in these units."""
+        if self.trivial:
+            return replace(program)
         q, b = self.data(program.q, program.b)
         return replace(
             program,
@@ -74,6 +90,8 @@ class Scaling:
 
     def point(self, x: Tensor, y: Tensor, s: Tensor) -> Point:
         """A point of the original program in these units."""
+        if self.trivial:
+            return x, y, s
         return x / self.primal, y * (self.objective * self.slack), s / self.slack
 
     def restore(self, x: Tensor, y: Tensor, s: Tensor) -> Point:
@@ -82,6 +100,8 @@ class Scaling:
         Also takes gradients with respect to an original point to those with respect to it in
         these units: the factors are the same.
         """
+        if self.trivial:
+            return x, y, s
         return x * self.primal, y / (self.objective * self.slack), s * self.slack
 
     def data(self, q: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +110,17 @@ class Scaling:
         Also takes gradients with respect to q and b in these units to those with respect to the
         original ones: the factors are the same.
         """
+        if self.trivial:
+            return q, b
         return q * (self.objective * self.primal), b / self.slack
+
+
+def _is_ordinary(program: ConeProgram) -> Tensor:
+    """Elements whose data are zero or about one, bool, shape (batch,)."""
+    sizes = program.absolute
+    largest = [_largest(v)[:, 0] for v in (sizes.P, sizes.q, sizes.A, sizes.b)]
+    both = torch.stack(torch.broadcast_tensors(*largest))
+    return ((both.clamp(*ORDINARY) == both) | (both == 0)).all(0)
 
 
 def _size(values: Tensor) -> Tensor:
@@ -107,11 +137,16 @@ def _size(values: Tensor) -> Tensor:
     return torch.where(count > 0, (logs / count.clamp(min=1)).exp(), 0.0)
 
 
-def _largest(values: Tensor) -> Tensor:
+def _largest_entry(values: Tensor) -> Tensor:
     """Largest absolute entry of each element, shape (batch or 1, 1)."""
-    if values.shape[1] == 0:
-        return values.new_zeros((values.shape[0], 1))
-    return values.abs().amax(1, keepdim=True)
+    return _largest(values.abs())
+
+
+def _largest(sizes: Tensor) -> Tensor:
+    """Likewise of absolute values."""
+    if sizes.shape[1] == 0:
+        return sizes.new_zeros((sizes.shape[0], 1))
+    return sizes.amax(1, keepdim=True)
 
 
 def _largest_finite(sizes: Tensor) -> Tensor:

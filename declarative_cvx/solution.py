@@ -63,8 +63,9 @@ class Solution(ABC):
     def derivative(self) -> DerivativeReport:
         """Whether the outputs have a derivative with respect to the parameters.
 
-        And how accurately the adjoint system is solved: from the last backward pass, or, before
-        there is one, from a probe when it is asked for.
+        For convex problems those parameters that require a gradient, or all if none does. And how
+        accurately the adjoint system is solved: from the last backward pass, or, before there is
+        one, from a probe when it is asked for.
         """
 
     @property

@@ -21,6 +21,42 @@ def columns(v: Tensor, index: Tensor) -> Tensor:
     return v.gather(1, index.reshape(1, -1, *(1 for _ in v.shape[2:])).expand(shape))
 
 
+def product(matrix: Tensor, v: Tensor) -> Tensor:
+    """``matrix @ v`` for matrices (batch or 1, rows, cols) and v (batch, cols, columns)."""
+    return torch.bmm(matrix, v) if len(matrix) == len(v) else matrix @ v
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Some entries of a vector, by their numbers: a view of them where they follow each other."""
+
+    numbers: np.ndarray
+
+    @cached_property
+    def _range(self) -> tuple[int, int] | None:
+        """First and number of the entries; None if they do not follow each other."""
+        first = int(self.numbers[0]) if self.numbers.size else 0
+        in_order = np.array_equal(self.numbers, first + np.arange(self.numbers.size))
+        return (first, self.numbers.size) if in_order else None
+
+    def take(self, v: Tensor) -> Tensor:
+        """The entries of v, shape (batch, entries, ...)."""
+        if self._range is None:
+            return columns(v, self.on(v.device))
+        return v if self._range == (0, v.shape[1]) else v.narrow(1, *self._range)
+
+    def on(self, device: torch.device) -> Tensor:
+        """The numbers as a tensor."""
+        cache = self.__dict__.setdefault("_tensors", {})
+        if device not in cache:
+            with outside_transforms():
+                cache[device] = torch.as_tensor(self.numbers, device=device)
+        return cache[device]
+
+    def __getstate__(self) -> dict:
+        return {"numbers": self.numbers}
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """Entries of a matrix by their places among the stored values; -1 where none is stored."""
@@ -35,10 +71,11 @@ class Block:
         A view of the values where they stand in a regular grid.
         """
         if self._grid is not None:
-            start, stride, offset = self._grid
-            rows, width = self.places.shape
-            lines = values.narrow(1, start, rows * stride).unflatten(1, (rows, stride))
-            return lines.narrow(2, offset, width)
+            start, rows, stride, offset, width = self._grid
+            lines = values.narrow(1, start, rows * stride)
+            if (stride, offset) != (width, 0) or self.places.ndim > 1:
+                lines = lines.view(len(values), rows, stride)[:, :, offset : offset + width]
+            return lines if self.places.ndim > 1 else lines.flatten(1)
         source, target = self._index(values.device)
         batch, size = values.shape[0], self.places.size
         stored = values if source is None else columns(values, source)
@@ -48,11 +85,17 @@ class Block:
         return stored.reshape(batch, *self.places.shape)
 
     @cached_property
-    def _grid(self) -> tuple[int, int, int] | None:
-        """Start, stride and offset of lines that hold the rows; None if there are none."""
+    def _grid(self) -> tuple[int, int, int, int, int] | None:
+        """Start of lines, their number and length, offset and width of what is read of each.
+
+        None if the entries do not stand in such lines.
+        """
         places = self.places
-        if places.ndim != 2 or not places.size or places.min() < 0:
+        if not places.size or places.min() < 0:
             return None
+        if places.ndim == 1:
+            together = bool((np.diff(places) == 1).all())
+            places = places[None] if together else places[:, None]
         rows, width = places.shape
         stride = int(places[1, 0] - places[0, 0]) if rows > 1 else width
         regular = places[0, 0] + stride * np.arange(rows)[:, None] + np.arange(width)
@@ -63,7 +106,7 @@ class Block:
         start = max(0, min(first, self.length - rows * stride))
         offset = first - start
         inside = offset + width <= stride and start + rows * stride <= self.length
-        return (start, stride, offset) if inside else None
+        return (start, rows, stride, offset, width) if inside else None
 
     @cached_property
     def stored(self) -> int:
@@ -144,10 +187,16 @@ class Sparsity:
                 )
         return cache[device]
 
-    def place(self, device: torch.device) -> Tensor:
+    @cached_property
+    def places(self) -> Places:
         """Places of the stored entries in a dense matrix, row by row."""
-        rows, cols = self.index(device)
-        return rows * self.shape[1] + cols
+        return Places(self.rows * self.shape[1] + self.cols)
+
+    def permuted(self, rows: np.ndarray, cols: np.ndarray) -> tuple[Sparsity, np.ndarray]:
+        """The pattern with rows and columns in a new order, and that of the stored entries."""
+        row, col = np.argsort(rows)[self.rows], np.argsort(cols)[self.cols]
+        order = np.argsort(row * self.shape[1] + col, kind="stable")
+        return Sparsity(self.shape, row[order], col[order]), order
 
     def block(self, rows: np.ndarray, cols: np.ndarray) -> Block:
         """The submatrix of these rows and columns, to be read off stored values."""

@@ -12,6 +12,7 @@ from cvxpy.utilities import scopes
 
 from declarative_cvx.errors import SpecificationError
 from declarative_cvx.patterns import Pattern, recognise
+from declarative_cvx.rewriting import Rewriting, rewrite
 
 
 class Verdict(Enum):
@@ -41,15 +42,20 @@ class ProblemSpec:
         and why. Empty otherwise.
     pattern : Pattern or None
         What a fast kernel knows the problem as: "robust pooling (welsch)".
+    rewriting : Rewriting or None
+        The same problem with whatever depends on parameters only as parameters of their own, if
+        it has to be written so for a cone program with parameters to represent it.
     """
 
     verdict: Verdict
     reason: str = ""
     pattern: Pattern | None = None
+    rewriting: Rewriting | None = None
 
     def __str__(self) -> str:
-        kernel = "" if self.pattern is None else f"; {self.pattern}"
-        return self.verdict.value + (f": {self.reason}" if self.reason else "") + kernel
+        reason = f": {self.reason}" if self.reason else ""
+        known = [f"; {found}" for found in (self.pattern, self.rewriting) if found is not None]
+        return self.verdict.value + reason + "".join(known)
 
     @property
     def is_convex(self) -> bool:
@@ -87,13 +93,21 @@ def classify(problem: cp.Problem, gp: bool = False) -> ProblemSpec:
             return ProblemSpec(Verdict.DGP)
         return ProblemSpec(Verdict.UNKNOWN, _first_breach(problem, gp=True))
     pattern = recognise(problem)
+    # (The rules let pass what cannot be canonicalised, such as exp(quad_form(x, P)).)
+    rewriting = rewrite(problem) if problem.is_dcp() else None
     if problem.is_dpp(quad_form_dpp="qp"):
-        return ProblemSpec(Verdict.DPP, pattern=pattern)
+        return ProblemSpec(Verdict.DPP, "", pattern, rewriting)
     reason = _first_breach(problem, gp=False)
     if problem.is_dcp():
-        return ProblemSpec(Verdict.CONVEX, reason, pattern)
-    verdict = Verdict.SMOOTH if problem.is_dnlp() else Verdict.UNKNOWN
+        return ProblemSpec(Verdict.CONVEX, reason, pattern, rewriting)
+    verdict = Verdict.SMOOTH if _is_smooth(problem) else Verdict.UNKNOWN
     return ProblemSpec(verdict, reason, pattern)
+
+
+def _is_smooth(problem: cp.Problem) -> bool:
+    """Whether CVXPY has rules by which the problem is smooth; for some cones it has none."""
+    parts = [*problem.constraints, problem.objective]
+    return all(hasattr(part, "is_dnlp") for part in parts) and bool(problem.is_dnlp())
 
 
 def require_convex(spec: ProblemSpec, gp: bool) -> None:

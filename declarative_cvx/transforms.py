@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch._C._functorch import (
     get_unwrapped,
     is_batchedtensor,
     is_functorch_wrapped_tensor,
+    is_legacy_batchedtensor,
 )
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
@@ -58,11 +59,41 @@ def recording(*values: Any) -> bool:
 def apply_function(function: type[torch.autograd.Function], *inputs: Any) -> Any:
     """``function.apply(*inputs)``, without its bookkeeping where nothing is recorded.
 
-    (Binding the arguments costs torch as much as solving a small linear system.)
+    (Binding the arguments costs torch as much as solving a small linear system, and only
+    transforms need it.)
     """
-    if recording(*inputs):
+    if transforming():
         return function.apply(*inputs)
+    if recording(*inputs):
+        return super(torch.autograd.Function, function).apply(*inputs)  # type: ignore[misc]
     return function.forward(*inputs)
+
+
+def over_gradients(backward: Callable[..., Sequence[Any]], grads: Sequence[Any]) -> tuple:
+    """``backward(*grads)``, also where many gradients come at once.
+
+    ``torch.autograd.grad(..., is_grads_batched=True)`` hands them over in a vmap of its own, older
+    than torch.func's, that does not know many operations; torch.func's takes its place.
+    """
+    if not any(isinstance(grad, Tensor) and is_legacy_batchedtensor(grad) for grad in grads):
+        return tuple(backward(*grads))
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    at = [i for i, v in enumerate(grads) if isinstance(v, Tensor) and is_legacy_batchedtensor(v)]
+    # (The size is asked for only to expand what has no such dimension.)
+    plain = [torch._remove_batch_dim(grads[i], level, 1, 0) for i in at]
+    missing: list[bool] = []
+
+    def one(*values: Tensor) -> tuple[Tensor, ...]:
+        given = list(grads)
+        for i, value in zip(at, values, strict=True):
+            given[i] = value
+        out = backward(*given)
+        missing[:] = [value is None for value in out]
+        return tuple(value for value in out if value is not None)
+
+    found = iter(torch.func.vmap(one)(*plain))
+    return tuple(None if no else torch._add_batch_dim(next(found), 0, level) for no in missing)
 
 
 def followed(value: Tensor) -> bool:

@@ -15,7 +15,7 @@ attack by projected gradients (no certified one can be among those that fall); a
 the guaranteed intervals of the outputs are than the range that the attack finds.
 
 No attack reaches what is certified, and few images lie between the two. With the default settings
-the intervals are 2 to 35 % wider than the ranges found; the robust counterpart pays for safety at
+the intervals are 2 to 36 % wider than the ranges found; the robust counterpart pays for safety at
 large errors with accuracy on clean images, affine recourse costs less, and training on the bounds
 themselves is best. That is one data set, one seed and 150 images, on which sizes were also chosen:
 take the ranking as an indication.

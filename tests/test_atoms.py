@@ -392,5 +392,24 @@ def test_cvxpys_solvers_refuse_nonconvex_problems(atom):
     problem = cp.Problem(cp.Minimize(cp.sum(atom(cp.Variable(2) - 1))))
     with pytest.raises(cp.DCPError, match=atom.__name__):
         problem.solve()
+
+
+@pytest.mark.parametrize("atom", [truncated_quadratic, tukey], ids=lambda atom: atom.__name__)
+def test_cvxpys_nonlinear_solvers_refuse_what_they_do_not_know(atom):
+    problem = cp.Problem(cp.Minimize(cp.sum(atom(cp.Variable(2) - 1))))
     with pytest.raises(SpecificationError, match=f"nonlinear solvers do not know `{atom.__name__}"):
         Dnlp2Smooth().apply(problem)
+
+
+@pytest.mark.parametrize("atom", [pseudo_huber, welsch, cauchy, geman_mcclure],
+                         ids=lambda atom: atom.__name__)  # fmt: skip
+@pytest.mark.parametrize("alpha", [0.7, np.array([[0.5], [2.0]])], ids=["scalar", "broadcast"])
+def test_smooth_forms_have_the_same_value(atom, alpha):
+    """At a point where the auxiliary variables are what the constraints say, as they start."""
+    x = cp.Variable(3, value=[0.3, -2.0, 1.5])
+    objective = cp.sum(atom(2 * x - 1, alpha))
+    smooth, _ = Dnlp2Smooth().apply(cp.Problem(cp.Minimize(objective)))
+    assert not any(isinstance(node, PenaltyAtom) for node in smooth.atoms())
+    assert smooth.objective.value == pytest.approx(float(objective.value), rel=1e-12)
+    for constraint in smooth.constraints:
+        np.testing.assert_allclose(constraint.violation(), 0.0, atol=1e-12)

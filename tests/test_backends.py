@@ -26,7 +26,7 @@ from declarative_cvx import (
     SolveError,
     Status,
 )
-from declarative_cvx.backends import BACKENDS, Answer, Point, installed
+from declarative_cvx.backends import BACKENDS, Answer, Point, dispatch, installed
 from declarative_cvx.canonical import ParamConeProgram, canonicalize
 from declarative_cvx.host import Element, HostProgram
 
@@ -539,6 +539,23 @@ def test_one_iteration_never_passes_a_wrong_answer_as_optimal(solver: str, case:
     else:
         assert status in (Status.ITERATION_LIMIT, Status.INACCURATE, Status.NUMERICAL_ERROR)
         assert all(torch.isnan(out).all() for out in solution.variables)
+
+
+def test_refinement_that_fails_leaves_the_answer_that_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weakly active row: s and y are both the root of s'y, so that s - y says little of them."""
+    x, p = cp.Variable(2), cp.Parameter(2)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [x <= 1])
+    value = torch.tensor([1.0, 0.0], dtype=torch.float64)
+
+    def worst(refine: bool) -> float:
+        solver = Clarabel(tol=1e-9, refine=refine)
+        layer = DeclarativeLayer(problem, [p], [x], solver=solver, on_irregular="ignore")
+        return float(layer.solve(value).residuals.worst)
+
+    assert worst(refine=True) < 1e-13
+    monkeypatch.setattr(dispatch, "newton_step", lambda program, point, violations: point)
+    monkeypatch.setattr(dispatch, "refine", lambda program, x, y, s, scale: (x, y, s))
+    assert worst(refine=True) <= worst(refine=False)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -456,3 +456,11 @@ def test_errors_can_be_caught_by_one_class_and_by_the_usual_ones() -> None:
         assert issubclass(error, DeclarativeError)
         assert issubclass(error, ValueError)
     assert issubclass(MissingBackendError, ImportError)
+
+
+def test_problem_that_is_not_convex_with_a_cone_that_has_no_rules_for_smooth_programs() -> None:
+    x, scale = cp.Variable(2), cp.Parameter()
+    cone = cp.bmat([[1, x[0]], [x[0], x[1]]]) >> 0
+    problem = cp.Problem(cp.Minimize(scale * cp.norm1(x)), [cone])
+    with pytest.raises(SpecificationError, match="norm1"):
+        DeclarativeLayer(problem, [scale], [x])

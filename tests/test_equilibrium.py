@@ -354,3 +354,42 @@ def test_start_far_from_the_solution():
     zero = solve_equilibrium(A, 0 * c, start=c)
     assert zero.solved.all()
     torch.testing.assert_close(zero.x, 0 * c)
+
+
+@pytest.mark.parametrize("method", ["auto", "picard", "anderson", "newton"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_small_weights_pass_on_to_large_ones_is_right(dtype, method):
+    """x0 = 0.1 x1 + c0, x1 = x0, x2 = x1, x3 = 1e-7 x2, x4 = 1e7 x3: all by hand."""
+    A = torch.diag(torch.tensor([1, 1, 1e-7, 1e7], dtype=torch.float64), -1)
+    A[0, 1] = 0.1
+    A, c = A.to(dtype), torch.tensor([[0.9, 0, 0, 0, 0]], dtype=dtype, requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IllPosedWarning)
+        found = solve_equilibrium(A, c, method=method).require_solved()
+    expected = torch.tensor([[1, 1, 1, 1e-7, 1]], dtype=dtype)
+    rtol = 1e-11 if dtype == torch.float64 else 2e-6
+    torch.testing.assert_close(found.x, expected, rtol=rtol, atol=0)
+    (by_last,) = torch.autograd.grad(found.x[0, 4], c, retain_graph=True)
+    expected = torch.tensor([[1 / 0.9, 1 / 0.9, 1, 1e7, 1]], dtype=dtype)
+    torch.testing.assert_close(by_last, expected, rtol=rtol, atol=0)
+    (by_fourth,) = torch.autograd.grad(found.x[0, 3], c)
+    expected = torch.tensor([[1e-7 / 0.9, 1e-7 / 0.9, 1e-7, 1, 0]], dtype=dtype)
+    torch.testing.assert_close(by_fourth, expected, rtol=rtol, atol=0)
+
+
+@pytest.mark.parametrize("method", ["auto", "anderson", "newton"])
+@pytest.mark.parametrize("kappa", [0.5, 0.99])
+def test_scaled_states_are_as_right_as_unscaled_ones(kappa, method):
+    """To y = D x belongs y = relu(D A D^-1 y + D c); D holds powers of 2 from 2^-25 to 2^25."""
+    n = 30
+    generator = torch.Generator().manual_seed(0)
+    A, c, grad = (torch.randn(k, n, generator=generator, dtype=torch.float64) for k in (n, 4, 4))
+    A = kappa * A.abs() / A.abs().sum(1, keepdim=True)
+    d = 2.0 ** torch.randint(-25, 26, (n,), generator=generator).double()
+    plain, scaled = (v.clone().requires_grad_() for v in (c, c * d))
+    found = solve_equilibrium(A, plain, tol=1e-14).require_solved().x
+    expected = torch.autograd.grad(found, plain, grad)[0]
+    x = solve_equilibrium(d[:, None] * A / d, scaled, method=method).require_solved().x
+    gradient = torch.autograd.grad(x, scaled, grad / d)[0]
+    torch.testing.assert_close(x / d, found, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(gradient * d, expected, rtol=1e-8, atol=1e-10)

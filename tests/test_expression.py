@@ -26,6 +26,7 @@ from declarative_cvx.nonconvex.translation.expression import (
     translate_expression,
     translate_expressions,
 )
+from declarative_cvx.rewriting import SquareRoot
 
 rng = np.random.default_rng(0)
 
@@ -212,6 +213,7 @@ SMOOTH = {
     "matrix_frac": lambda: [
         cp.matrix_frac(x3(), definite(3)), cp.matrix_frac(var(3, 2), definite(3)),
     ],
+    "square_root": lambda: [SquareRoot(definite(3))],
     "lambda_max": lambda: [cp.lambda_max(symmetric(3)), cp.lambda_min(symmetric(3))],
     "lambda_sum": lambda: [
         cp.lambda_sum_largest(symmetric(4), 2), cp.lambda_sum_smallest(symmetric(3), 1.5),

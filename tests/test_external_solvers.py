@@ -375,10 +375,24 @@ def test_what_is_infeasible_and_what_the_solver_does_not_know(name: str) -> None
     assert float(solution.variables[0][0]) == pytest.approx(-2.0, abs=1e-9)
     assert torch.isnan(solution.variables[0][1])
     assert solution.status[1] is dcx.Status.INACCURATE  # there is no certificate
-    problem = cp.Problem(cp.Minimize(dcx.welsch(x - p, 1.0) + 0.1 * cp.square(x)))
+    problem = cp.Problem(cp.Minimize(dcx.tukey(x - p, 1.0) + 0.1 * cp.square(x)))
     layer = dcx.DeclarativeLayer(problem, [p], [x], solver=name)
-    with pytest.raises(dcx.SolveError, match="welsch"):
+    with pytest.raises(dcx.SolveError, match="tukey"):
         layer(numbers(1.0))
+
+
+@pytest.mark.parametrize("penalty", [dcx.pseudo_huber, dcx.welsch, dcx.cauchy, dcx.geman_mcclure])
+@pytest.mark.parametrize("name", NLP)
+def test_smooth_penalties_through_an_nlp_solver(name: str, penalty: Any) -> None:
+    x, p, scale = cp.Variable(2), cp.Parameter(2), cp.Parameter(pos=True)
+    x.value = [0.4, 0.9]
+    objective = cp.sum(penalty(x - p, scale)) + 0.1 * cp.sum_squares(x) + x[0] * x[1] / 9
+    build = (cp.Problem(cp.Minimize(objective)), [p, scale], [x])
+    values = [numbers(0.5, 1.0, 0.3, 1.2).reshape(2, 2), numbers(1.5, 0.9)]
+    found = dcx.DeclarativeLayer(*build, solver=name).solve(*values)
+    assert bool(found.solved.all())
+    (own,) = dcx.DeclarativeLayer(*build)(*values)
+    torch.testing.assert_close(found.variables[0], own, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", NLP)

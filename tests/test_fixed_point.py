@@ -10,6 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from declarative_cvx.errors import (
     BackendError,
+    IrregularError,
     IrregularWarning,
     ParameterError,
     SolveError,
@@ -320,3 +321,88 @@ def test_inference_mode():
     with torch.inference_mode():
         x = layer(torch.ones(2, 1, dtype=torch.float64))
         torch.testing.assert_close(x, torch.cos(x))
+
+
+class Shared(nn.Module):
+    """Every second of its functions mixes the batch."""
+
+    def __init__(self, mix):
+        super().__init__()
+        self.mix = mix
+
+    def forward(self, x, u):
+        return 0.3 * self.mix(torch.tanh(x)) + u
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda v: v - v.mean(0),
+        lambda v: v.roll(1, 0),
+        lambda v: v + v.cumsum(0),
+        lambda v: torch.nn.functional.batch_norm(v, None, None, training=True),
+    ],
+)
+def test_functions_that_mix_the_batch_are_refused(mix):
+    problem = FixedPointProblem(Shared(mix), shape=(2,))
+    with pytest.raises(ParameterError, match="elements of the batch depend on each other"):
+        problem.solve(normal(4, 2))
+    by_inputs = FixedPointProblem(lambda x, u: 0.3 * torch.tanh(x) + u - u.mean(0), shape=(2,))
+    with pytest.raises(ParameterError, match="depend on each other"):
+        by_inputs.solve(normal(4, 2))
+    FixedPointProblem(Shared(lambda v: v - v.mean(1, keepdim=True)), shape=(2,)).solve(normal(4, 2))
+
+
+def test_kinks_of_functions_are_reported():
+    """X = relu(x / 2 + u) has its kink at u = 0; tanh(40 x) is steep, but smooth."""
+    problem = FixedPointProblem(lambda x, u: torch.relu(x / 2 + u), shape=(2,))
+    u = torch.tensor([[1.0, -1.0], [0.0, 1.0], [1e-3, 2.0], [-1e-3, 1.0]], dtype=torch.float64)
+    u = u.requires_grad_()
+    found = problem.solve(u).require_solved()
+    assert found.regular.tolist() == [True, False, True, True]
+    with pytest.warns(IrregularWarning, match="kink"):
+        found.x.sum().backward()
+    with pytest.raises(IrregularError, match=r"1 element\(s\) of the batch \(1\)"):
+        problem.solve(u, on_irregular="raise").x.sum().backward()
+    steep = FixedPointProblem(lambda x, u: torch.tanh(40 * u) + torch.cos(x) / 2, shape=(2,))
+    for dtype in (torch.float64, torch.float32):
+        found = steep.solve(u.detach().to(dtype).requires_grad_(), on_irregular="raise")
+        assert found.regular.all()
+        found.x.sum().backward()
+
+
+def test_float32_functions_are_solved_as_exactly_as_asked():
+    cell, u = Cell().float(), normal(4, 2).float().requires_grad_()
+    found = FixedPointProblem(cell, shape=(3,), tol=1e-12).solve(u).require_solved()
+    assert found.x.dtype == torch.float32
+    exact, wide = Cell(), u.detach().double().requires_grad_()
+    exact.load_state_dict(cell.state_dict())
+    expected = FixedPointProblem(exact, shape=(3,), tol=1e-12).solve(wide).x
+    torch.testing.assert_close(found.x, expected.float(), rtol=0, atol=0)
+    grad = normal(4, 3, seed=1)
+    mine = torch.autograd.grad(found.x, [u, *cell.parameters()], grad.float())
+    theirs = torch.autograd.grad(expected, [wide, *exact.parameters()], grad.float().double())
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b.float(), rtol=1e-6, atol=1e-7)
+
+
+def test_functions_bound_to_float32_are_told_so():
+    W = (normal(2, 2) / 8).float()
+    bound = FixedPointProblem(lambda x, u: torch.tanh(x @ W) + u, shape=(2,), tol=1e-10)
+    with pytest.raises(ParameterError, match="does not compute in float64"):
+        bound.solve(torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("method", ["auto", "picard", "newton"])
+def test_small_components_are_as_right_as_rounding_of_the_largest_allows(method):
+    """x0 = 0.1 x1 + c0, x1 = x0, x2 = x1, x3 = 1e-7 x2, x4 = 1e7 x3: all by hand."""
+    A = torch.diag(torch.tensor([1, 1, 1e-7, 1e7], dtype=torch.float64), -1)
+    A[0, 1] = 0.1
+    c = torch.tensor([[0.9, 0, 0, 0, 0]], dtype=torch.float64, requires_grad=True)
+    problem = FixedPointProblem(lambda x, u: torch.relu(x @ A.mT + u), shape=(5,), method=method)
+    found = problem.solve(c, on_irregular="raise").require_solved()
+    expected = torch.tensor([[1, 1, 1, 1e-7, 1]], dtype=torch.float64)
+    torch.testing.assert_close(found.x, expected, rtol=1e-6, atol=0)
+    (gradient,) = torch.autograd.grad(found.x[0, 4], c)
+    expected = torch.tensor([[1 / 0.9, 1 / 0.9, 1, 1e7, 1]], dtype=torch.float64)
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=0)

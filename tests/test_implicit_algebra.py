@@ -362,3 +362,35 @@ def test_scale_without_reciprocal_in_the_weights_type_is_refused():
     for value in (1e-50, 1e-40, 1e50):
         with pytest.raises(ParameterError, match="reciprocals"):
             rescale(weights, torch.full((3,), value, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"tool": 3}, "'tool'.*tol"), ({"method": "secant"}, "method"), ({"tol": -1.0}, "tol")],
+)
+def test_options_that_mean_nothing_are_refused_without_cycles_too(options, words):
+    weights = from_sequential(nn.Sequential(nn.Linear(4, 3), nn.ReLU()).double(), 4)
+    with pytest.raises(SpecificationError, match=words):
+        predict(weights, inputs(4), **options)
+
+
+def test_what_hooks_add_is_not_lost_without_a_word():
+    """The hook makes the network another function than its modules."""
+    inner = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    network = nn.Sequential(nn.Linear(4, 3), inner)
+    for module in (network, network[0], inner, inner[1]):
+        handle = module.register_forward_hook(lambda _module, _given, y: 2 * y)
+        with pytest.raises(SpecificationError, match="hook"):
+            from_sequential(network, 4)
+        handle.remove()
+    handle = network[0].register_forward_pre_hook(lambda _module, given: (given[0] + 1,))
+    with pytest.raises(SpecificationError, match=r"'0' .Linear. has forward hooks"):
+        from_sequential(network, 4)
+    handle.remove()
+    inner[1].forward = torch.tanh
+    with pytest.raises(SpecificationError, match=r"'1\.1'"):
+        from_sequential(network, 4)
+    recurrent = nn.RNN(2, 2)
+    recurrent.register_forward_hook(lambda _module, _given, y: y)
+    with pytest.raises(SpecificationError, match="hooks"):
+        from_recurrent(recurrent, 2)

@@ -116,6 +116,12 @@ def test_column_support_of_b_is_recovered_exactly(recovered):
         assert not found.history.rises
 
 
+def test_ten_columns_are_told_from_the_others(features, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "TRUE_COLUMNS", (10,))
+    found = features.run(tmp_path / "picture.png", seeds=2, sweeps=60)[10]
+    assert sum(each.auc for each in found) / len(found) >= 0.95
+
+
 # ---------------------------------------------------------------------------------------- digits
 
 

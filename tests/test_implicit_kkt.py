@@ -7,6 +7,8 @@ import torch
 from smooth_programs import CASES, Case, banana, rows
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from declarative_cvx.errors import DerivativeModeError, IrregularError, IrregularWarning
 from declarative_cvx.nonconvex.minimization.interior_point import InteriorPoint
@@ -307,6 +309,34 @@ def test_many_variables_by_conjugate_gradients() -> None:
         ).x
         sides.append(torch.autograd.grad(x[0] @ w, moved)[0][0, 3])
     assert float(second[0, 5]) == pytest.approx(float(sides[0] - sides[1]) / 2e-5, abs=1e-7)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Counts the entries of the largest tensor that any operation makes."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        made = [t.numel() for t in tree_leaves(out) if isinstance(t, Tensor)]
+        self.entries = max([self.entries, *made])
+        return out
+
+
+def test_memory_is_linear_in_many_variables() -> None:
+    """No matrix is formed on the way forward or back: one of 400 x 400 would be seen."""
+    n = 400
+
+    def objective(x: Tensor, p: tuple[Tensor, ...]) -> Tensor:
+        return (x - p[0]).square().sum() + ((x[1:] - x[:-1]) ** 4).sum() / 10
+
+    target = torch.sin(torch.arange(n, dtype=double))[None].requires_grad_()
+    program = NonlinearProgram(n, objective, None, None, None, None, (target,), 1)
+    with LargestTensor() as watched:
+        found = solve_nonlinear(program, torch.zeros(1, n, dtype=double))
+        torch.autograd.grad(found.x.sum(), target)
+    assert bool(found.solved.all())
+    assert n <= watched.entries <= 20 * n
 
 
 def test_rosenbrock_shared_and_own_parameters() -> None:

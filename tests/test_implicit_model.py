@@ -166,6 +166,18 @@ def test_weights_that_do_not_fit_leave_the_model_as_it_was():
         assert torch.equal(value, before[name])
 
 
+def test_weights_are_never_rounded_without_a_word():
+    model = model_of(InfinityNorm(0.9), dtype=torch.float32)
+    weights = model.weights.detach().to(torch.float64)
+    before = model.B.detach().clone()
+    with pytest.raises(ParameterError, match=r"float64, the model is torch.float32.*rounded"):
+        model.load_weights(replace(weights, B=weights.B + 1))
+    assert torch.equal(model.B, before)
+    wide = model_of(InfinityNorm(0.9), dtype=torch.float64)
+    wide.load_weights(weights.to(torch.float32))  # float64 holds them
+    assert torch.equal(wide.B, before.double())
+
+
 def test_without_biases():
     model = model_of(bias=False)
     assert model.b is None

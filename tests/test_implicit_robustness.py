@@ -281,3 +281,20 @@ def test_margin_needs_a_second_output() -> None:
     weights = from_sequential(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), 2)
     with pytest.raises(ParameterError, match="one output"):
         certified_margins(weights, torch.zeros(2, 2), 0.1, torch.tensor([0, 0]))
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid"])
+def test_bounds_of_an_element_do_not_depend_on_the_others(activation, steps):
+    """Some of them narrow in a few rounds, others in many."""
+    model = random_weights(activation)
+    u = torch.randn(6, P, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    sigma = torch.tensor([1e-6, 1e-3, 0.05, 0.3, 1.0, 5.0], dtype=torch.float64)[:, None]
+    sigma = sigma.expand(6, P)
+    together = certified_bounds(model, u, sigma, steps=steps)
+    for i in range(len(u)):
+        alone = certified_bounds(model, u[i : i + 1], sigma[i : i + 1], steps=steps)
+        for name in ("lower", "upper", "state_lower", "state_upper"):
+            torch.testing.assert_close(
+                getattr(together, name)[i : i + 1], getattr(alone, name), rtol=1e-9, atol=1e-10
+            )

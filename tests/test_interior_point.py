@@ -11,10 +11,12 @@ from torch import Tensor
 import declarative_cvx as dcx
 from declarative_cvx.nonconvex.minimization import local_minimum
 from declarative_cvx.nonconvex.minimization.active_set import ActiveSet, solve_symmetric
-from declarative_cvx.nonconvex.minimization.evaluation import Evaluation, evaluate, squares
+from declarative_cvx.nonconvex.minimization.condensed import squares
+from declarative_cvx.nonconvex.minimization.evaluation import Evaluation, evaluate
 from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
 from declarative_cvx.nonconvex.minimization.scalars.separated import Separable
 from declarative_cvx.nonconvex.minimization.sides import Sides
+from declarative_cvx.nonconvex.minimization.solve import solve_nonlinear
 
 double = torch.float64
 
@@ -112,3 +114,28 @@ def test_what_is_inactive_is_left_out_of_systems() -> None:
     assert kept.sum(1).max() <= 0.8 * (n + r)
     torch.testing.assert_close(found[0], expected[0])
     assert found[2].tolist() == expected[2].tolist()
+
+
+@pytest.mark.parametrize("start", [1e-1, 1e-2, 1e-3, 1e-5])
+def test_a_unit_quaternion_from_a_short_one(start: float) -> None:
+    """Its length has hardly a slope there; the turn is the singular value decomposition's."""
+    generator = torch.Generator().manual_seed(0)
+    here, there = torch.randn(2, 32, 3, 5, generator=generator, dtype=double)
+    first = start * torch.tensor([1.0, 0.5, -0.5, 0.2], dtype=double)
+    program = NonlinearProgram(
+        4, lambda q, p: -(turned(q, p[0]) * p[1]).sum(), lambda q, p: (q @ q - 1)[None],
+        None, None, None, (here, there), 32,
+    )  # fmt: skip
+    solution = solve_nonlinear(program, first[None])
+    assert bool(solution.solved.all())
+    assert int(solution.iterations.max()) <= 40
+    U, sizes, Vt = torch.linalg.svd(there @ here.mT)
+    sizes[:, 2] *= torch.linalg.det(U @ Vt).sign()
+    torch.testing.assert_close(-solution.value, sizes.sum(1))
+
+
+def turned(q: Tensor, points: Tensor) -> Tensor:
+    """By a quaternion (w, v), unnormalised: |q|^2 times the points, if they are turned."""
+    w, v = q[:1], q[1:]
+    cross = torch.linalg.cross(v[:, None].expand_as(points), points, dim=0)
+    return (w * w - v @ v) * points + 2 * torch.outer(v, v @ points) + 2 * w * cross

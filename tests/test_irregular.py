@@ -322,3 +322,47 @@ def test_elements_that_failed_are_reported_as_such() -> None:
     assert not bool(report.regular[1])
     assert report.reason[1] == "not solved"
     assert bool(torch.isnan(report.residual[1]))
+
+
+def test_only_parameters_with_a_gradient_count() -> None:
+    """A lasso without its penalty has a derivative for the data, but none for the weight 0."""
+    x, b = cp.Variable(2), cp.Parameter(2)
+    weight = cp.Parameter(nonneg=True)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - b) + weight * cp.norm1(x)))
+    layer = DeclarativeLayer(problem, [b, weight], [x], on_irregular="ignore")
+    data, zero = tensor([1.0, -2.0]), tensor(0.0)
+    found = layer.solve(data.clone().requires_grad_(), zero)
+    assert found.derivative.regular.tolist() == [True]
+    found.variables[0].sum().backward()
+    assert found.derivative.regular.tolist() == [True]
+    assert layer.solve(data, zero.clone().requires_grad_()).derivative.regular.tolist() == [False]
+    assert layer.solve(data, zero).derivative.regular.tolist() == [False]
+
+
+def test_minima_that_form_a_surface_have_no_derivative() -> None:
+    """The objective leaves three variables to a constraint whose multiplier is zero."""
+    x = cp.Variable(5, bounds=[np.full(5, -1.5), np.full(5, 2.0)])
+    x.value = np.array([0.1, -0.3, 0.2, -0.1, 0.05])
+    p, q = cp.Parameter(2), cp.Parameter(5)
+    problem = cp.Problem(
+        cp.Minimize(cp.sum_squares(x[:2] - p)), [cp.sum(cp.multiply(q, x**2)) == 1]
+    )
+    layer = DeclarativeLayer(problem, [p, q], [x], on_irregular="ignore")
+    random = np.random.default_rng(0)
+    values = (torch.tensor(random.uniform(*v)) for v in ((-0.3, 0.3, (8, 2)), (0.5, 1.5, (8, 5))))
+    solution = layer.solve(*(value.requires_grad_() for value in values))
+    (solution.variables[0] * torch.sin(1.0 + torch.arange(5))).sum().backward()
+    assert bool(solution.solved.all())
+    assert not bool(solution.derivative.regular.any())
+
+
+@pytest.mark.parametrize("slope", [1.0, -1.0])
+def test_kink_with_a_multiplier_that_is_not_unique(slope: float) -> None:
+    # min c x0 + |x0| + |x1| with x1 >= x0^2 has x0 = 0 for |c| <= 1, and (1 - c) / 2 for c > 1; any
+    # multiplier of the cone's corner from 0 to 1 will do, and the Jacobian is singular with it.
+    x, c = cp.Variable(2), cp.Parameter()
+    cone = cp.bmat([[1, x[0]], [x[0], x[1]]]) >> 0
+    problem = cp.Problem(cp.Minimize(c * x[0] + cp.norm1(x)), [cone])
+    layer = DeclarativeLayer(problem, [c], [x], on_irregular="ignore")
+    report = layer.solve(tensor([slope, 1.5 * slope])).derivative
+    assert report.regular.tolist() == [False, True]

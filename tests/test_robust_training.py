@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from declarative_cvx.errors import ParameterError, SpecificationError
-from declarative_cvx.nonconvex.implicit.reduction import states
+from declarative_cvx.nonconvex.implicit.reduction import predict, states
 from declarative_cvx.nonconvex.implicit.robust_counterpart import (
     HeadStep,
     RelaxedStates,
@@ -16,6 +16,7 @@ from declarative_cvx.nonconvex.implicit.robust_counterpart import (
     StateStep,
 )
 from declarative_cvx.nonconvex.implicit.robust_training import fit_robust
+from declarative_cvx.nonconvex.implicit.weights import ImplicitWeights
 
 M, P, Q, N = 12, 3, 2, 4
 SIGMA = torch.tensor([0.1, 0.3, 0.2], dtype=torch.float64)
@@ -42,6 +43,7 @@ def test_objective_never_rises_and_conditions_hold(loss, recourse):
     assert fit.history[-1] < 0.8 * fit.history[0]
     assert float(fit.objective.violation(fit.weights, fit.states)) < 1e-6
     assert bool(fit.states.R.any()) == recourse
+    assert fit.unsolved == (0, 0, 0)
 
 
 @pytest.mark.parametrize("recourse", [False, True])
@@ -131,7 +133,7 @@ def test_without_gap_the_relaxation_is_vacuous():
     zero = fitted(sweeps=0).weights
     C = torch.zeros(Q, N, dtype=torch.float64)
     C[:, :Q] = 50 * torch.eye(Q)
-    zero = replace(zero, A=0 * zero.A, B=0 * zero.B, C=C)
+    zero = replace(zero, A=0 * zero.A, B=0 * zero.B, C=C, b=0 * zero.b, c=0 * zero.c)
     s = torch.cat([Y, torch.zeros(M, N - Q, dtype=torch.float64)], 1)
     free = RelaxedStates(s, torch.zeros(M, N, P, dtype=torch.float64), s > 0)
     assert float(objective.violation(zero, free)) == 0
@@ -145,6 +147,36 @@ def test_a_start_is_gone_on_from():
     again = fit_robust(U, Y, SIGMA, N, recourse=False, sweeps=1, start=first.weights)
     assert again.history[-1] <= first.history[0]
     assert both.history[:3] == pytest.approx(first.history, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_its_own_start_is_better_than_a_random_one(seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    A, B = draw(N, N), draw(N, P) / P**0.5
+    A = 0.45 * A / A.abs().sum(1, keepdim=True)
+    zeros = (torch.zeros(shape, dtype=torch.float64) for shape in ((Q, N), (Q, P), N, Q))
+    start = ImplicitWeights(A, B, *zeros, "relu")
+    U, Y = data()
+    random = fit_robust(U, Y, SIGMA, N, sweeps=1, start=start)
+    own = fit_robust(U, Y, SIGMA, N, sweeps=1, generator=generator)
+    assert own.history[-1] < 0.9 * random.history[-1]
+    assert torch.equal(predict(own.weights, U).argmax(1), Y.argmax(1))
+
+
+def test_a_last_fit_that_fails_is_said_and_changes_nothing(monkeypatch):
+    plain = fitted(refit=False, sweeps=0)
+    last = fitted(sweeps=0)
+    assert (plain.refitted, last.refitted) == (False, True)
+    assert not torch.equal(last.weights.C, plain.weights.C)
+    nothing = torch.full((Q, N), torch.nan).double(), torch.full((Q,), torch.nan).double()
+    monkeypatch.setattr(HeadStep, "__call__", lambda self, states: nothing)
+    failed = fitted(sweeps=0)
+    assert not failed.refitted
+    assert torch.equal(failed.weights.C, plain.weights.C)
 
 
 def test_bad_arguments_are_refused():

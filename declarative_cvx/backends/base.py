@@ -75,6 +75,11 @@ class Answer:
     said: list[str]
     iterations: list[int]
 
+    @property
+    def codes(self) -> np.ndarray:
+        """The statuses as numbers, int64, shape (batch,)."""
+        return np.array(self.status, dtype=np.int64)
+
     @classmethod
     def failure(cls, program: HostProgram, said: str) -> Answer:
         """The answer of a solver that raised an error on a whole batch."""

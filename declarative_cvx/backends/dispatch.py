@@ -19,9 +19,17 @@ from declarative_cvx.cone_solution import Attempt, ConeSolution
 from declarative_cvx.elimination import extend, reduce, restrict
 from declarative_cvx.errors import BackendError, nearest
 from declarative_cvx.host import HostProgram
+from declarative_cvx.kkt import has_sparse_systems
 from declarative_cvx.program import ConeProgram, Point, Structure
-from declarative_cvx.refinement import LARGE, refine, refine_ray
-from declarative_cvx.residuals import Residuals, infeasibility, residuals, scales, unboundedness
+from declarative_cvx.refinement import LARGE, NEARLY, newton_step, refine, refine_ray
+from declarative_cvx.residuals import (
+    Residuals,
+    conditions,
+    infeasibility,
+    residuals,
+    scales,
+    unboundedness,
+)
 from declarative_cvx.scaling import Scaling
 from declarative_cvx.status import Status
 
@@ -33,6 +41,10 @@ CERTIFIED = 1e-6
 PRECISE = 1e-9
 # Answers with smaller residuals than this are taken as they are.
 REFINED = 1e-13
+# Where all cones are polyhedral, elements with smaller residuals than this are refined together,
+# in so many Newton steps at most.
+NEARLY_SOLVED = 1e-6
+TOGETHER = 3
 
 
 def automatic(
@@ -94,30 +106,41 @@ def solve(
     if start is not None:
         x, y, s = scaling.point(start.x, start.y, start.s)
         start = replace(start, x=x, y=y, s=s)
-    solution = _nothing(program)
-    pending = torch.arange(program.batch, device=program.q.device)
+    solution, pending = None, torch.arange(program.batch, device=program.q.device)
     for backend, largest in _turns(backends):
-        if not len(pending):
+        attempt = _attempt(program.select(pending), backend, start, pending, largest)
+        settled = _settled(attempt)
+        if solution is None:
+            solution = attempt
+        else:
+            better = _better(solution, attempt, pending)
+            solution = solution.merge(attempt, pending, torch.where(better)[0])
+        if bool(settled.all()):
             break
-        everything = len(pending) == program.batch
-        part = program if everything else program.select(pending)
-        attempt = _attempt(part, backend, start, pending, largest)
-        better, settled = _judge(solution, attempt, pending)
-        solution = solution.merge(attempt, pending, torch.where(better)[0])
         pending = pending[~settled]
+    assert solution is not None
+    if scaling.trivial:
+        return solution
     x, y, s = scaling.restore(solution.x, solution.y, solution.s)
     return replace(solution, x=x, y=y, s=s)
 
 
-def _judge(known: ConeSolution, attempt: ConeSolution, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Which answers of an attempt on some elements are better, and which elements need no other."""
-    codes = [status.value for status in Status if status.final]
-    final = torch.isin(attempt.status, torch.tensor(codes, device=attempt.status.device))
+def _better(known: ConeSolution, attempt: ConeSolution, at: Tensor) -> Tensor:
+    """Which answers of an attempt on some elements replace what is known, bool."""
     before, after = known.residuals.worst[at], attempt.residuals.worst
     closer = ~(after >= before) | torch.isnan(before)
-    better = torch.where(known.solved[at], attempt.solved & closer, final | closer)
-    loose = attempt.solved & (after > PRECISE)
-    return better, final & ~loose
+    return torch.where(known.solved[at], attempt.solved & closer, _is_final(attempt) | closer)
+
+
+def _settled(attempt: ConeSolution) -> Tensor:
+    """Which elements need no other solver, bool."""
+    precise = attempt.solved & (attempt.residuals.worst <= PRECISE)
+    return precise if bool(precise.all()) else precise | (_is_final(attempt) & ~attempt.solved)
+
+
+def _is_final(attempt: ConeSolution) -> Tensor:
+    codes = [status.value for status in Status if status.final]
+    return torch.isin(attempt.status, torch.tensor(codes, device=attempt.status.device))
 
 
 def _turns(backends: Sequence[Backend]) -> list[tuple[Backend, bool]]:
@@ -128,20 +151,6 @@ def _turns(backends: Sequence[Backend]) -> list[tuple[Backend, bool]]:
     """
     turns = [(backend, False) for backend in backends]
     return turns + [(backend, True) for backend in backends] if len(backends) > 1 else turns
-
-
-def _nothing(program: ConeProgram) -> ConeSolution:
-    q, b, batch = program.q, program.b, program.batch
-    nan = q.new_full((batch,), torch.nan)
-    return ConeSolution(
-        x=torch.full_like(q, torch.nan),
-        y=torch.full_like(b, torch.nan),
-        s=torch.full_like(b, torch.nan),
-        status=torch.full((batch,), int(Status.NUMERICAL_ERROR), device=q.device),
-        source=torch.zeros(batch, dtype=torch.int64, device=q.device),
-        residuals=Residuals(nan, nan, nan, nan),
-        attempts=(),
-    )
 
 
 def _attempt(
@@ -163,17 +172,13 @@ def _attempt(
         point = units.restore(*point)
     else:
         answer, point = _ask(program, backend, _point(program, start, elements))
-    x, y, s, found = _refine(program, answer, point, backend.refine)
-    status = _verify(program, answer, found, x, y, max(ACCEPTED, 10 * backend.tol))
-    attempt = Attempt(
-        backend=backend.name,
-        elements=tuple(elements.tolist()),
-        status=tuple(Status(code) for code in status.tolist()),
-        said=tuple(answer.said),
-        iterations=tuple(answer.iterations),
-        seconds=time.perf_counter() - began,
-    )
-    return ConeSolution(x, y, s, status, torch.zeros_like(status), found, (attempt,))
+    claimed = torch.from_numpy(answer.codes).to(program.q.device)
+    refined, found = _refine(program, claimed, point, backend.refine)
+    (x, y, s), found = _closer(program, (refined, found), point)
+    status = _verify(program, claimed, found, x, y, max(ACCEPTED, 10 * backend.tol))
+    seconds = time.perf_counter() - began
+    done = Attempt(backend.name, elements, status, answer.said, answer.iterations, seconds)
+    return ConeSolution(x, y, s, status, torch.zeros_like(status), found, (done,))
 
 
 def _ask(program: ConeProgram, backend: Backend, start: HostPoint | None) -> tuple[Answer, Point]:
@@ -191,29 +196,35 @@ def _extend(program: ConeProgram, reduced: ConeProgram, answer: Answer) -> Point
     """A solver's answer to the reduced program as one to the program itself."""
     device = program.q.device
     x, y, s = (torch.as_tensor(v, device=device) for v in (answer.x, answer.y, answer.s))
-    rays = tuple(
-        torch.tensor([status is ray for status in answer.status], device=device)
-        for ray in (Status.UNBOUNDED, Status.INFEASIBLE)
-    )
-    if bool(rays[0].any()):
-        at = torch.where(rays[0])[0]
+    if not {Status.UNBOUNDED, Status.INFEASIBLE} & set(answer.status):
+        return extend(program, (x, y, s))
+    codes = torch.from_numpy(answer.codes).to(device)
+    rays = (codes == int(Status.UNBOUNDED), codes == int(Status.INFEASIBLE))
+    at = torch.where(rays[0])[0]
+    if len(at):
         x = x.index_copy(0, at, refine_ray(reduced.select(at), x[at]))
-    return extend(program, (x, y, s), (rays[0], rays[1]))
+    return extend(program, (x, y, s), rays)
 
 
 def _refine(
-    program: ConeProgram, answer: Answer, came: Point, wanted: bool
-) -> tuple[Tensor, Tensor, Tensor, Residuals]:
-    """Polish what may be solutions, if wanted, where that makes them better; certificates stay."""
-    sizes = scales(program, *came)
-    found = residuals(program, *came, sizes)
-    certificates = (Status.INFEASIBLE, Status.UNBOUNDED)
-    claims = [status not in certificates for status in answer.status]
-    finite = torch.isfinite(torch.cat(came, 1)).all(1)
-    worth = finite & (found.worst > REFINED)
-    at = torch.where(torch.tensor(claims, device=finite.device) & worth)[0]
-    if not wanted or not len(at):
-        return *came, found
+    program: ConeProgram, claimed: Tensor, came: Point, wanted: bool
+) -> tuple[Point, Residuals]:
+    """Polish what may be solutions, if wanted; certificates stay."""
+    candidates = (claimed != int(Status.UNBOUNDED)) & (claimed != int(Status.INFEASIBLE))
+    together = wanted and _is_refined_together(program)
+    if together:
+        came = _into_cones(program, candidates, came)
+    sizes, violations = scales(program, *came), conditions(program, *came)
+    program.forget("absolute")  # as large as the data, and matrices are to be factorised
+    found = residuals(program, *came, sizes, violations)
+    if not wanted or not bool((found.worst > REFINED).any()):
+        return came, found
+    if together:
+        came, found = _refine_together(program, candidates, came, sizes, violations, found)
+    worth = candidates & (found.worst > (NEARLY if together else REFINED))
+    if not bool(worth.any()):
+        return came, found
+    at = torch.where(worth)[0]
     part = program.select(at)
     x, y, s = (v[at] for v in came)
     refined = refine(part, x, y, s, scale=torch.cat(sizes, 1)[at])
@@ -222,20 +233,87 @@ def _refine(
     x, y, s = (
         old.index_copy(0, at[better], new[better]) for old, new in zip(came, refined, strict=True)
     )
-    return x, y, s, found.merge(after.select(better), at[better])
+    return (x, y, s), found.merge(after.select(better), at[better])
+
+
+def _closer(
+    program: ConeProgram, refined: tuple[Point, Residuals], came: Point
+) -> tuple[Point, Residuals]:
+    """The points that came instead where refinement, or a way into the cones, led away."""
+    point, found = refined
+    poor = torch.where(found.worst > PRECISE)[0]
+    if not len(poor) or point is came:
+        return refined
+    x, y, s = (v[poor] for v in came)
+    before = residuals(program.select(poor), x, y, s)
+    better = before.worst < found.worst[poor]
+    at = poor[better]
+    x, y, s = (new.index_copy(0, at, old[at]) for new, old in zip(point, came, strict=True))
+    return (x, y, s), found.merge(before.select(better), at)
+
+
+def _is_refined_together(program: ConeProgram) -> bool:
+    """Whether all cones are polyhedral and systems dense, so that factors serve several times."""
+    structure = program.structure
+    return structure.cone.kinds <= {"zero", "nonneg"} and not has_sparse_systems(structure)
+
+
+def _into_cones(program: ConeProgram, candidates: Tensor, point: Point) -> Point:
+    """Points with s in K, y in K* and s'y = 0 (Moreau's decomposition of s - y)."""
+    x, y, s = point
+    z = s - y
+    slack = program.structure.cone.project(z)
+    if bool(candidates.all()):
+        return x, slack - z, slack
+    mask = candidates[:, None]
+    return x, torch.where(mask, slack - z, y), torch.where(mask, slack, s)
+
+
+def _refine_together(
+    program: ConeProgram,
+    candidates: Tensor,
+    point: Point,
+    sizes: tuple[Tensor, Tensor],
+    violations: tuple[Tensor, Tensor],
+    found: Residuals,
+) -> tuple[Point, Residuals]:
+    """Newton steps of all elements at once, as long as those that are nearly solved gain by them.
+
+    With the factors that a backward pass needs anyway. Elements keep their points where these
+    are better.
+    """
+    for _ in range(TOGETHER):
+        worst = found.worst
+        worth = candidates & (worst > REFINED) & (worst < NEARLY_SOLVED)
+        if not bool(worth.any()):
+            break
+        moved = newton_step(program, point, violations)
+        violations = conditions(program, *moved)
+        after = residuals(program, *moved, sizes, violations)
+        better = candidates & (after.worst < worst)
+        x, y, s = (
+            torch.where(better[:, None], new, old) for new, old in zip(moved, point, strict=True)
+        )
+        point = (x, y, s)
+        found = after.where(better, found)
+        if not bool((worth & (after.worst < worst / 2)).any()):
+            break
+    return point, found
 
 
 def _verify(
-    program: ConeProgram, answer: Answer, found: Residuals, x: Tensor, y: Tensor, accepted: float
+    program: ConeProgram, claimed: Tensor, found: Residuals, x: Tensor, y: Tensor, accepted: float
 ) -> Tensor:
     """Statuses that the numbers bear out, whatever the solver said. Shape (batch,)."""
-    claimed = torch.tensor([int(status) for status in answer.status], device=x.device)
+    optimal = torch.full_like(claimed, int(Status.OPTIMAL))
+    good = found.worst <= accepted
+    if bool((good & (claimed == optimal)).all()):
+        return optimal
     inaccurate = torch.full_like(claimed, int(Status.INACCURATE))
     infeasible = claimed == int(Status.INFEASIBLE)
     unbounded = claimed == int(Status.UNBOUNDED)
-    optimal = (found.worst <= accepted) & ~infeasible & ~unbounded
-    status = torch.where(claimed == int(Status.OPTIMAL), inaccurate, claimed)
-    status = torch.where(optimal, torch.full_like(claimed, int(Status.OPTIMAL)), status)
+    status = torch.where(claimed == optimal, inaccurate, claimed)
+    status = torch.where(good & ~infeasible & ~unbounded, optimal, status)
     if infeasible.any():
         status = torch.where(
             infeasible & ~(infeasibility(program, y) <= max(accepted, CERTIFIED)),

@@ -34,6 +34,9 @@ ACTIVE_SET_VARIABLES = 500
 # Compiled solvers kept by each thread: compiling costs as much as solving a small batch, and a
 # compiled solver must not be used by two threads at once.
 CACHED = 8
+# Those for more entries of P and A than this are not kept: compiling costs little beside solving,
+# and the solver holds several copies of the data.
+LARGEST_CACHED = 2**22
 _CACHE = threading.local()
 
 
@@ -102,39 +105,55 @@ class Moreau(Backend):
         return (interior_point,)
 
     def solve(self, program: HostProgram, start: Point | None = None) -> Answer:
-
         structure = program.structure
-        order = upper_triangle_order(structure.cone)
-        A, entries = _permute_rows(structure.A, order)
-        solver = self._compiled(structure, A, program.batch)
-        solver.setup(*_values(program.P, program.A[:, entries]))
+        solver, order, entries = self._compiled(structure, program.batch)
+        A = program.A if entries is None else program.A[:, entries]
+        b = program.b if order is None else program.b[:, order]
+        solver.setup(*_values(program.P, A))
         warm = None if start is None else _warm_start(start, order)
         with warnings.catch_warnings():
             # Elements that fail from a warm start are tried again from a cold one.
             warnings.filterwarnings("ignore", message="Warm-started solve failed")
-            found = solver.solve(program.q, program.b[:, order], warm_start=warm)
-        y, s = np.empty_like(program.b), np.empty_like(program.b)
-        y[:, order], s[:, order] = found.z, found.s
-        said = [status.name for status in solver.info.status]
+            found = solver.solve(program.q, b, warm_start=warm)
+        names = {status: status.name for status in set(solver.info.status)}
+        said = [names[status] for status in solver.info.status]
         return Answer(
-            x=np.array(found.x),
-            y=y,
-            s=s,
+            x=found.x,
+            y=_in_order(found.z, order),
+            s=_in_order(found.s, order),
             status=[_STATUS.get(word, Status.NUMERICAL_ERROR) for word in said],
             said=said,
-            iterations=[int(i) for i in np.atleast_1d(solver.info.iterations)],
+            iterations=np.atleast_1d(solver.info.iterations).tolist(),
         )
 
-    def _compiled(self, structure: Structure, A: Sparsity, batch: int) -> Any:
-        """A solver for this structure and batch size, from the thread's own cache."""
-        import moreau
+    def _compiled(
+        self, structure: Structure, batch: int
+    ) -> tuple[Any, np.ndarray | None, np.ndarray | None]:
+        """A solver for this structure and batch size, from the thread's own cache.
 
+        With it the order of rows that it takes and that of the entries of A; None if they are
+        ours.
+        """
         cache = _CACHE.__dict__.setdefault("solvers", OrderedDict())
         key = (id(structure), batch, repr(self))
         if key in cache and cache[key][0] is structure:
             cache.move_to_end(key)
             return cache[key][1]
-        solver = moreau.CompiledSolver(
+        order = upper_triangle_order(structure.cone)
+        A, entries = structure.A.permuted(order, np.arange(structure.variables))
+        same = np.array_equal(order, np.arange(order.size))
+        solver = self._compile(structure, A, batch)
+        compiled = (solver, *((None, None) if same else (order, entries)))
+        if batch * (structure.P.nnz + structure.A.nnz) <= LARGEST_CACHED:
+            cache[key] = (structure, compiled)
+        if len(cache) > CACHED:
+            cache.popitem(last=False)
+        return compiled
+
+    def _compile(self, structure: Structure, A: Sparsity, batch: int) -> Any:
+        import moreau
+
+        return moreau.CompiledSolver(
             n=structure.variables,
             m=structure.rows,
             P_row_offsets=structure.P.row_offsets,
@@ -144,10 +163,6 @@ class Moreau(Backend):
             cones=_cones(structure.cone),
             settings=self._options(batch),
         )
-        cache[key] = (structure, solver)
-        if len(cache) > CACHED:
-            cache.popitem(last=False)
-        return solver
 
     def _options(self, batch: int) -> Any:
         import moreau
@@ -181,13 +196,13 @@ def _cones(cone: Cone) -> Any:
     )
 
 
-def _permute_rows(sparsity: Sparsity, order: np.ndarray) -> tuple[Sparsity, np.ndarray]:
-    """Pattern with rows in a new order, and the permutation of the stored entries."""
-    inverse = np.empty_like(order)
-    inverse[order] = np.arange(order.size)
-    rows = inverse[sparsity.rows]
-    entries = np.lexsort((sparsity.cols, rows))
-    return Sparsity(sparsity.shape, rows[entries], sparsity.cols[entries]), entries
+def _in_order(found: np.ndarray, order: np.ndarray | None) -> np.ndarray:
+    """Vectors over rows in our order."""
+    if order is None:
+        return found
+    out = np.empty_like(found)
+    out[:, order] = found
+    return out
 
 
 def _values(P: np.ndarray, A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -201,13 +216,14 @@ def _values(P: np.ndarray, A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _warm_start(start: Point, order: np.ndarray) -> Any:
+def _warm_start(start: Point, order: np.ndarray | None) -> Any:
     """A warm start for the batch; elements without a point start from x = 0, s = z = 1."""
     import moreau
 
+    rows = slice(None) if order is None else order
     cold = ~np.isfinite(start.x).all(1, keepdims=True)
     return moreau.BatchedWarmStart(
         x=np.where(cold, 0.0, start.x),
-        z=np.where(cold, 1.0, start.y[:, order]),
-        s=np.where(cold, 1.0, start.s[:, order]),
+        z=np.where(cold, 1.0, start.y[:, rows]),
+        s=np.where(cold, 1.0, start.s[:, rows]),
     )

@@ -37,9 +37,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from declarative_cvx.cones.spectrum import Spectrum
 from declarative_cvx.transforms import apply_function
 
-__all__ = ["derivative", "project"]
+__all__ = ["decompose", "derivative", "project"]
 
 _STEPS_AT_LEAST, _STEPS = 3, 5
 _BRACKETED_STEPS = 100
@@ -49,6 +50,8 @@ _LAST_STEP, _LAST_STEP_RATIO = 3e-6, 1e-10
 _LARGEST_START = 1e40
 _LONGEST_SEARCH = 800.0
 _SMALLEST = 5e-324
+# Share of the distances to the kinks up to which a move hardly changes the derivative.
+_SMALL_MOVE = 0.01
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -63,15 +66,17 @@ def _sizes(v: Tensor) -> Tensor:
 def _pieces(unit: Tensor) -> tuple[Tensor, Tensor]:
     """Which points project to the curved boundary, and the derivative's diagonal at the others."""
     x, y, z = unit.unbind(-1)
-    zero = torch.zeros_like(x)
-    x_positive, y_positive, z_nonpositive = x > zero, y > zero, z <= zero
-    quadrant = ~(x_positive | y_positive)
+    x_positive, y_positive = x > 0, y > 0
     in_cone = y_positive & (y * torch.exp(x / y) <= z)
     in_polar = x_positive & (x * torch.exp(y / x - 1) <= -z)
-    curved = ~(quadrant | in_cone | in_polar)
-    in_cone = in_cone | (quadrant & (y == zero) & (z >= zero))
+    outside = x_positive | y_positive
+    curved = outside & ~(in_cone | in_polar)
+    if bool(curved.all()):
+        return curved, torch.zeros_like(unit)
+    z_nonpositive = z <= 0
+    in_cone = in_cone | ~(outside | (y != 0) | (z < 0))
     # There the projection is (x, 0, max(z, 0)).
-    on_face = quadrant & ~(in_cone | ((x == zero) & z_nonpositive))
+    on_face = ~(outside | in_cone | ((x == 0) & z_nonpositive))
     diagonal = (in_cone | on_face, in_cone, in_cone | (on_face & ~z_nonpositive))
     return curved, torch.stack(diagonal, -1).to(unit.dtype)
 
@@ -199,6 +204,12 @@ def _bracketed(equation: _Equation, r: Tensor) -> Tensor:
     return r
 
 
+def _along(unit: Tensor, rho: Tensor) -> Tensor:
+    """Projections to the rays a."""
+    ray = _boundary(rho)[0]
+    return (_dot(unit, ray) / _dot(ray, ray)).clamp(min=0).unsqueeze(-1) * ray
+
+
 class _Decomposition(torch.autograd.Function):
     """Projections, rho, and the two results of `_pieces`.
 
@@ -213,14 +224,14 @@ class _Decomposition(torch.autograd.Function):
         scale = _sizes(points)
         unit = points / scale
         curved, diagonal = _pieces(unit)
-        projection, rho = diagonal * points, torch.zeros_like(unit[:, 0])
         index = curved.nonzero()[:, 0]
-        if len(index):
-            chosen = unit[index]
-            rho[index] = parameter = _solve(chosen)
-            ray = _boundary(parameter)[0]
-            length = (_dot(chosen, ray) / _dot(ray, ray)).clamp(min=0)
-            projection[index] = scale[index] * (length.unsqueeze(-1) * ray)
+        if len(index) == len(unit):
+            rho = _solve(unit)
+            projection = _along(unit, rho) * scale
+        else:
+            projection, rho = diagonal * points, torch.zeros_like(unit[:, 0])
+            rho[index] = parameter = _solve(unit[index])
+            projection[index] = _along(unit[index], parameter) * scale[index]
         batch = v.shape[:-1]
         results = projection.view(v.shape), rho.view(batch), curved.view(batch)
         return *results, diagonal.view(v.shape)
@@ -320,3 +331,35 @@ def derivative(v: Tensor) -> Tensor:
     """
     w = v.to(torch.float64)
     return _jacobian(w, *apply_function(_Decomposition, w)[1:]).to(v.dtype)
+
+
+def decompose(v: Tensor) -> tuple[Tensor, Spectrum]:
+    r"""Projection, and eigenvectors of its derivative (the constants of `derivative`).
+
+    Parameters
+    ----------
+    v : Tensor
+        Points, shape ``(..., 3)``, double precision.
+
+    Notes
+    -----
+    At a curved part a move by dv changes :math:`\rho` by at most
+    :math:`|dv| / (2 \sqrt{s t})`; the other distances that count are those to the two kinks at
+    its ends, :math:`s |a|` and :math:`t |b|`. Elsewhere kinks are not looked for.
+    """
+    projection, rho, curved, diagonal = _Decomposition.forward(v)
+    ray, tangent, numerator, denominator = _frame(v / _sizes(v), rho, curved)
+    frame = torch.stack((ray, tangent, torch.linalg.cross(ray, tangent)), -1)
+    lengths = torch.linalg.vector_norm(frame, dim=-2)
+    theta = numerator / denominator
+    values = torch.stack((curved, theta, torch.zeros_like(theta)), -1)
+    eye = torch.eye(3, dtype=v.dtype, device=v.device)
+    ends = torch.linalg.vector_norm(torch.stack((projection, v - projection)), dim=-1)
+    middle = (ends.prod(0) * torch.exp(-rho.abs()) / lengths[..., 1]).sqrt()
+    kink = _SMALL_MOVE * torch.minimum(ends.amin(0), middle) * curved
+    curved = curved[..., None]
+    return projection, Spectrum(
+        torch.where(curved[..., None], frame / lengths[..., None, :], eye),
+        torch.where(curved, values, diagonal),
+        kink,
+    )

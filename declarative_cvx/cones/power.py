@@ -51,9 +51,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from declarative_cvx.cones.spectrum import Spectrum
 from declarative_cvx.transforms import apply_function
 
-__all__ = ["derivative", "project"]
+__all__ = ["decompose", "derivative", "project"]
 
 _STEPS_AT_LEAST, _STEPS = 3, 5
 _BRACKETED_STEPS = 100
@@ -360,3 +361,30 @@ def derivative(v: Tensor, alpha: Tensor) -> Tensor:
     """
     w, exponent = _prepare(v, alpha)
     return _jacobian(w, exponent, *apply_function(_Decomposition, w, exponent)[1:]).to(v.dtype)
+
+
+def decompose(v: Tensor, alpha: Tensor) -> tuple[Tensor, Spectrum]:
+    """Projection, and eigenvectors of its derivative (the constants of `derivative`).
+
+    Kinks are not looked for.
+
+    Parameters
+    ----------
+    v : Tensor
+        Points, shape ``(..., 3)``, double precision.
+    alpha : Tensor
+        As for `project`.
+    """
+    w, exponent = _prepare(v, alpha)
+    projection, rho, curved, diagonal = _Decomposition.forward(w, exponent)
+    ray, tangent, numerator, denominator = _frame(w / _sizes(w), exponent, rho, _sign(w))
+    frame = torch.stack((ray, tangent, torch.linalg.cross(ray, tangent)), -1)
+    frame = frame / torch.linalg.vector_norm(frame, dim=-2, keepdim=True)
+    theta = numerator / torch.where(curved, denominator, 1.0)
+    values = torch.stack((curved, theta, torch.zeros_like(theta)), -1)
+    eye = torch.eye(3, dtype=v.dtype, device=v.device)
+    return projection, Spectrum(
+        torch.where(curved[..., None, None], frame, eye),
+        torch.where(curved[..., None], values, diagonal),
+        torch.zeros_like(rho),
+    )

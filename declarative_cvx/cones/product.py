@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from declarative_cvx.cones import exponential, power, second_order, semidefinite
-from declarative_cvx.transforms import outside_transforms
+from declarative_cvx.cones.spectrum import Spectrum
+from declarative_cvx.sparsity import Places, columns
+from declarative_cvx.transforms import outside_transforms, recording
 
 # How close to a kink counts as on it, relative to the largest entry, and how large a change of an
 # entry of DΠ across that distance counts as a jump.
@@ -87,14 +90,37 @@ class Cone:
         -------
         Tensor, shape (batch, m)
         """
-        pieces = [torch.zeros_like(z[:, : self.zero])]
-        pieces.append(z[:, self.slice_of("nonneg")].clamp(min=0))
-        if len(self.kinds - {"zero", "nonneg"}) == 0:
-            return torch.cat(pieces, dim=1)
-        out = torch.cat([*pieces, z[:, self.zero + self.nonneg :]], dim=1)
-        for group in self._groups(z.device):
-            out = out.index_copy(1, group.index.flatten(), group.project(z).flatten(1))
-        return out
+        groups = self._groups(z.device)
+        return self._joined(z, [group.project(z) for group in groups])
+
+    def decompose(self, z: Tensor) -> tuple[Tensor, ConeDerivative]:
+        """Projection of z (batch, m) and its derivative, not differentiable themselves."""
+        groups = self._groups(z.device)
+        pairs = [group.decompose(z) for group in groups]
+        parts: list[Part] = [
+            (group.index, part) for group, (_, part) in zip(groups, pairs, strict=True)
+        ]
+        projection = self._joined(z, [found for found, _ in pairs])
+        return projection, ConeDerivative(self._diagonal(z), parts, _order(self, z.device))
+
+    def _joined(self, z: Tensor, pieces: list[Tensor]) -> Tensor:
+        """The projection, from those onto the cones that are not polyhedral."""
+        polyhedral = [
+            torch.zeros_like(z[:, : self.zero]),
+            z[:, self.slice_of("nonneg")].clamp(min=0),
+        ]
+        out = torch.cat([*polyhedral, *(piece.flatten(1) for piece in pieces)], 1)
+        order = _order(self, z.device)
+        return out if order is None else columns(out, order)
+
+    def _diagonal(self, z: Tensor) -> Tensor:
+        """The derivative at the polyhedral rows."""
+        if self.nonneg == self.rows:
+            return (z.detach() > 0).to(z.dtype)
+        diagonal = torch.zeros_like(z)
+        rows = self.slice_of("nonneg")
+        diagonal[:, rows] = z.detach()[:, rows] > 0
+        return diagonal
 
     def project_dual(self, y: Tensor) -> Tensor:
         """Projection onto the dual cone K*, by Moreau's decomposition. y: (batch, m)."""
@@ -106,11 +132,11 @@ class Cone:
         At a kink an element of the generalised Jacobian is chosen; for the nonnegative orthant
         the entry is 1 where z > 0 and 0 where z <= 0.
         """
-        diagonal = torch.zeros_like(z)
-        rows = self.slice_of("nonneg")
-        diagonal[:, rows] = (z.detach()[:, rows] > 0).to(z.dtype)
-        blocks = [(group.index, group.derivative(z)) for group in self._groups(z.device)]
-        return ConeDerivative(diagonal, blocks)
+        if not recording(z):
+            return self.decompose(z)[1]
+        groups = self._groups(z.device)
+        parts: list[Part] = [(group.index, group.derivative(z)) for group in groups]
+        return ConeDerivative(self._diagonal(z), parts, _order(self, z.device))
 
     def centre(self, like: Tensor) -> Tensor:
         """A point in the interior of K and of K* (zero on the zero cone), shape (m,)."""
@@ -120,25 +146,33 @@ class Cone:
             out[group.index] = group.centre(like)
         return out
 
-    def kinked(self, z: Tensor) -> Tensor:
+    def kinked(self, z: Tensor, known: ConeDerivative | None = None) -> Tensor:
         """Whether the projection has a kink near z, where DΠ jumps: bool, shape (batch,).
 
         Near means within `KINK_MARGIN` of the size of z, along the line through the centre.
+        `known` is the derivative at z, if there is one already.
         """
         if not self.rows:
             return torch.zeros(z.shape[0], dtype=torch.bool, device=z.device)
         margin = self.kink_margin(z)
-        rows = self.slice_of("nonneg")
-        near = (z[:, rows].abs() <= margin).any(1)
-        groups = self._groups(z.device)
-        if not groups:
+        near = (z[:, self.slice_of("nonneg")].abs() <= margin).any(1)
+        if not self.kinds - {"zero", "nonneg"}:
             return near
-        shift = margin * self.centre(z)
-        both = torch.cat([z + shift, z - shift])
-        for group in groups:
-            above, below = group.derivative(both).chunk(2)
-            near = near | ((above - below).abs() > KINK_JUMP).flatten(1).any(1)
+        known = known if known is not None and known.is_constant else self.decompose(z)[1]
+        for group, (_, part) in zip(self._groups(z.device), known.parts, strict=True):
+            suspect = part.kink <= margin  # type: ignore[union-attr]
+            if group.kind not in ("soc", "psd") and bool(suspect.any()):
+                suspect = suspect & self._jumps(group, z, margin)
+            near = near | suspect.any(1)
         return near
+
+    @staticmethod
+    def _jumps(group: _Group, z: Tensor, margin: Tensor) -> Tensor:
+        """Whether DΠ of each cone differs between the two sides, bool, shape (batch, cones)."""
+        shift = margin[:, :, None] * group.centre(z)
+        v = group.take(z)
+        above, below = (group.matrices(side) for side in (v + shift, v - shift))
+        return ((above - below).abs() > KINK_JUMP).flatten(2).any(2)
 
     @staticmethod
     def kink_margin(z: Tensor) -> Tensor:
@@ -155,13 +189,33 @@ class _Group:
 
     kind: str
     index: Tensor  # (cones, dim) rows
+    first: int | None  # the first of them, if they follow each other
     alpha: Tensor | None = None  # (cones,) exponents of power cones
 
+    def take(self, z: Tensor) -> Tensor:  # (batch, m, ...) -> (batch, cones, dim, ...)
+        if self.first is None:
+            return z[:, self.index]
+        return z.narrow(1, self.first, self.index.numel()).unflatten(1, self.index.shape)
+
     def project(self, z: Tensor) -> Tensor:  # (batch, m) -> (batch, cones, dim)
-        return _project(self.kind, z[:, self.index], self.alpha)
+        return self._module.project(self.take(z), *self._exponents)
+
+    def decompose(self, z: Tensor) -> tuple[Tensor, Spectrum]:  # of (batch, m)
+        return self._module.decompose(self.take(z), *self._exponents)
 
     def derivative(self, z: Tensor) -> Tensor:  # (batch, m) -> (batch, cones, dim, dim)
-        return _derivative(self.kind, z[:, self.index], self.alpha)
+        return self.matrices(self.take(z))
+
+    def matrices(self, v: Tensor) -> Tensor:  # (batch, cones, dim) -> (batch, cones, dim, dim)
+        return self._module.derivative(v, *self._exponents)
+
+    @property
+    def _module(self) -> Any:
+        return _MODULES[self.kind]
+
+    @property
+    def _exponents(self) -> tuple[Tensor, ...]:
+        return () if self.alpha is None else (self.alpha,)
 
     def centre(self, like: Tensor) -> Tensor:  # -> (dim,)
         dim = self.index.shape[1]
@@ -172,19 +226,18 @@ class _Group:
         return like.new_tensor(values.get(self.kind, [1.0, 1.0, 0.0]))
 
 
-def _project(kind: str, v: Tensor, alpha: Tensor | None) -> Tensor:
-    if alpha is not None:
-        return power.project(v, alpha)
-    return _MODULES[kind].project(v)
+_MODULES = {"soc": second_order, "psd": semidefinite, "exp": exponential, "power": power}
 
 
-def _derivative(kind: str, v: Tensor, alpha: Tensor | None) -> Tensor:
-    if alpha is not None:
-        return power.derivative(v, alpha)
-    return _MODULES[kind].derivative(v)
-
-
-_MODULES = {"soc": second_order, "psd": semidefinite, "exp": exponential}
+@lru_cache(maxsize=256)
+def _order(cone: Cone, device: torch.device) -> Tensor | None:
+    """Where each row stands among those of the polyhedral cones and the groups; None: in order."""
+    groups = _groups(cone, device)
+    with outside_transforms():
+        rows = torch.arange(cone.zero + cone.nonneg, device=device)
+        rows = torch.cat([rows, *(group.index.flatten() for group in groups)])
+        in_order = bool((rows[1:] > rows[:-1]).all())
+        return None if in_order else rows.argsort()
 
 
 @lru_cache(maxsize=256)
@@ -211,12 +264,15 @@ def _groups(cone: Cone, device: torch.device) -> tuple[_Group, ...]:
 def _group(kind: str, first: list[int], dim: int, cone: Cone, device: torch.device) -> _Group:
     """The cones of one kind and dimension whose first rows are given."""
     index = torch.tensor(first, device=device)[:, None] + torch.arange(dim, device=device)
-    if kind != "power":
-        return _Group(kind, index)
-    return _Group(kind, index, torch.tensor(cone.power, dtype=torch.float64, device=device))
+    together = first == list(range(first[0], first[0] + dim * len(first), dim))
+    alpha = torch.tensor(cone.power, dtype=torch.float64, device=device)
+    return _Group(kind, index, first[0] if together else None, alpha if kind == "power" else None)
 
 
-@dataclass(frozen=True)
+Part = tuple[Tensor, Tensor | Spectrum]
+
+
+@dataclass(frozen=True, eq=False)
 class ConeDerivative:
     """Block-diagonal, symmetric linear map DΠ(z), one per batch element.
 
@@ -224,29 +280,63 @@ class ConeDerivative:
     ----------
     diagonal : Tensor, shape (batch, m)
         Entries of the polyhedral rows; zero elsewhere.
-    blocks : list of (Tensor, Tensor)
-        Rows (cones, dim) and dense blocks (batch, cones, dim, dim) of the other cones.
+    parts : list of (Tensor, Tensor or Spectrum)
+        Rows (cones, dim) and blocks of the other cones: dense and perhaps differentiable ones,
+        shape (batch, cones, dim, dim), or constant ones by their eigenvectors.
+    order : Tensor or None
+        Where each row stands when the polyhedral ones and those of the parts follow each other;
+        None if they do.
     """
 
     diagonal: Tensor
-    blocks: list[tuple[Tensor, Tensor]]
+    parts: list[Part]
+    order: Tensor | None = None
+
+    @cached_property
+    def blocks(self) -> list[tuple[Tensor, Tensor]]:
+        """Rows (cones, dim) and dense blocks (batch, cones, dim, dim)."""
+        return [
+            (index, part if isinstance(part, Tensor) else part.matrices)
+            for index, part in self.parts
+        ]
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether no block is given as a tensor that may be differentiated."""
+        return not any(isinstance(part, Tensor) for _, part in self.parts)
 
     def matmul(self, v: Tensor) -> Tensor:
         """DΠ @ v for v of shape (batch, m, columns)."""
         out = self.diagonal[:, :, None] * v
-        for index, block in self.blocks:
-            piece = block @ v[:, index]  # (batch, cones, dim, columns)
+        for index, part in self.parts:
+            piece = v[:, index]  # (batch, cones, dim, columns)
+            piece = part @ piece if isinstance(part, Tensor) else part.matmul(piece)
             out = out.index_copy(1, index.flatten(), piece.flatten(1, 2))
         return out
+
+    def minus_identity(self, v: Tensor) -> Tensor:
+        """(DΠ - I) @ v for v of shape (batch, m, columns)."""
+        if self.blocks:
+            return self.matmul(v) - v
+        return (self.diagonal - 1)[:, :, None] * v
 
     def matvec(self, v: Tensor) -> Tensor:
         """DΠ v for v of shape (batch, m)."""
         return self.matmul(v[:, :, None])[:, :, 0]
 
-    def without(self, removed: int, kept: Tensor) -> ConeDerivative:
+    def without(self, removed: int, kept: Places) -> ConeDerivative:
         """The map over the rows `kept`, when `removed` rows of the zero cone are left out."""
-        blocks = [(index - removed, block) for index, block in self.blocks]
-        return ConeDerivative(self.diagonal[:, kept], blocks)
+        parts: list[Part] = [(index - removed, part) for index, part in self.parts]
+        order = None if self.order is None else self.order[removed:] - removed
+        return ConeDerivative(kept.take(self.diagonal), parts, order)
+
+    def select(self, index: Tensor) -> ConeDerivative:
+        """Those of the elements of the batch named by an index."""
+        parts: list[Part] = [
+            (rows, part[index] if isinstance(part, Tensor) else part.select(index))
+            for rows, part in self.parts
+        ]
+        return ConeDerivative(self.diagonal[index], parts, self.order)
 
     def write(self, out: Tensor) -> None:
         """Write the matrices into zeros of shape (batch, m, m)."""

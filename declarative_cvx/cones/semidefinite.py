@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from declarative_cvx.cones.spectrum import Spectrum
 from declarative_cvx.transforms import apply_function, outside_transforms
 
 
@@ -20,30 +22,40 @@ def order_of(rows: int) -> int:
     return (math.isqrt(8 * rows + 1) - 1) // 2
 
 
+class _Layout(NamedTuple):
+    """Where the entries of a matrix of order k stand in its vector, and by what they differ."""
+
+    row: Tensor
+    """Row of every entry of the lower triangle, column by column, shape (r,)."""
+    col: Tensor
+    factor: Tensor
+    """Entry of the vector over that of the matrix, shape (r,)."""
+    place: Tensor
+    """Which entry of the vector belongs to every one of the matrix, row by row, shape (k k,)."""
+
+
 @lru_cache(maxsize=256)
-def _triangle(k: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Row and column of every entry: the lower triangle, column by column."""
+def _layout(k: int, dtype: torch.dtype, device: torch.device) -> _Layout:
     with outside_transforms():
         col, row = torch.triu_indices(k, k, device=device)
-    return row, col
+        place = torch.zeros((k, k), dtype=torch.int64, device=device)
+        place[row, col] = place[col, row] = torch.arange(len(row), device=device)
+        factor = torch.full(row.shape, math.sqrt(2.0), dtype=dtype, device=device)
+        factor[row == col] = 1.0
+    return _Layout(row, col, factor, place.flatten())
 
 
 def to_matrix(v: Tensor) -> Tensor:
     """Vectors (..., k (k + 1) / 2) to symmetric matrices (..., k, k)."""
     k = order_of(v.shape[-1])
-    row, col = _triangle(k, v.device)
-    scaled = torch.where(row == col, v, v / math.sqrt(2.0))
-    out = v.new_zeros((*v.shape[:-1], k, k))
-    out[..., row, col] = scaled
-    out[..., col, row] = scaled
-    return out
+    layout = _layout(k, v.dtype, v.device)
+    return (v / layout.factor)[..., layout.place].unflatten(-1, (k, k))
 
 
 def to_vector(matrix: Tensor) -> Tensor:
     """Symmetric matrices (..., k, k) to vectors (..., k (k + 1) / 2)."""
-    row, col = _triangle(matrix.shape[-1], matrix.device)
-    entries = matrix[..., row, col]
-    return torch.where(row == col, entries, entries * math.sqrt(2.0))
+    row, col, factor, _ = _layout(matrix.shape[-1], matrix.dtype, matrix.device)
+    return matrix[..., row, col] * factor
 
 
 def project(v: Tensor) -> Tensor:
@@ -120,3 +132,27 @@ class _Projection(torch.autograd.Function):
     def jvp(ctx, tangent: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
         (v,) = ctx.saved_tensors
         return (derivative(v) @ tangent[..., None])[..., 0]
+
+
+def decompose(v: Tensor) -> tuple[Tensor, Spectrum]:
+    """Projection, and eigenvectors of its derivative: products of those of the matrix.
+
+    Parameters
+    ----------
+    v : Tensor, shape (..., k (k + 1) / 2)
+    """
+    eigenvalues, q = torch.linalg.eigh(to_matrix(v))
+    positive = eigenvalues.clamp(min=0)
+    projection = to_vector((q * positive[..., None, :]) @ q.mT)
+    row, col, *_ = _layout(q.shape[-1], v.dtype, v.device)
+    up, total = (values[..., row] + values[..., col] for values in (positive, eigenvalues.abs()))
+    values = up / torch.where(total > 0, total, 1.0)
+    return projection, Spectrum(_pairs(q), values, eigenvalues.abs().amin(-1))
+
+
+def _pairs(q: Tensor) -> Tensor:
+    """The vectors of (q_i q_j' + q_j q_i') / sqrt(2), or q_i q_i', for all pairs i >= j."""
+    row, col, factor, _ = _layout(q.shape[-1], q.dtype, q.device)
+    first, second = q[..., row, :], q[..., col, :]
+    products = first[..., row] * second[..., col] + first[..., col] * second[..., row]
+    return products * (factor[:, None] * factor / 2)

@@ -26,8 +26,8 @@ class Adjoint:
     b : Tensor, shape (batch, m)
     residual : Tensor, shape (batch,)
         Relative residual of the linear system that was solved: the accuracy of the gradient.
-    singular : Tensor of bool, shape (batch,), or None
-        Where that system has a singular matrix, if this is known.
+    singular : Tensor of int64, shape (batch,), or None
+        How singular the matrix of that system is (`kkt.solve_kkt_and_rank`), if this is known.
     """
 
     q: Tensor

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.derivative.base import Adjoint, Derivative
-from declarative_cvx.kkt import solve_kkt, solve_kkt_and_rank
+from declarative_cvx.kkt import derivative_at, solve_kkt, solve_kkt_and_rank
 from declarative_cvx.program import ConeProgram, Point
 
 
@@ -30,7 +30,7 @@ class Implicit(Derivative):
         _, y, s = point
         grad_x, grad_y, grad_s = grads
         n = program.structure.variables
-        projection = program.structure.cone.derivative(s - y)
+        projection = derivative_at(program, s - y)
         rhs = torch.cat([grad_x, projection.matvec(grad_y + grad_s) - grad_y], 1)
         w, residual, singular = solve_kkt_and_rank(
             program, projection, rhs[:, :, None], transpose=True
@@ -40,7 +40,7 @@ class Implicit(Derivative):
     def tangent(self, program: ConeProgram, point: Point, dq: Tensor, db: Tensor) -> Point:
         _, y, s = point
         n = program.structure.variables
-        projection = program.structure.cone.derivative(s - y)
+        projection = derivative_at(program, s - y)
         rhs = torch.cat([-dq, db], 1)[:, :, None]
         change = solve_kkt(program, projection, rhs)[0][:, :, 0]
         dz = change[:, n:]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.derivative.base import Derivative
-from declarative_cvx.kkt import kkt_times, solve_kkt
+from declarative_cvx.kkt import derivative_at, free_variables, kkt_times, solve_kkt
 from declarative_cvx.program import ConeProgram, Point
 from declarative_cvx.sparsity import columns
 
@@ -31,6 +31,10 @@ AMBIGUOUS = (
 INCONSISTENT = (
     "the adjoint system has no solution, as where the solution or a multiplier asked for is not "
     "unique; its least-squares solution is returned"
+)
+DEGENERATE = (
+    "the curvature vanishes at the solution, which is a minimum of higher order, so that there is "
+    "no derivative in general; that of a nearly singular system is returned"
 )
 
 
@@ -55,24 +59,31 @@ class DerivativeReport:
     weakly_active: Tensor
     ambiguous: Tensor
     kink: str = WEAKLY_ACTIVE
+    degenerate: Tensor | None = None
 
     @property
     def regular(self) -> Tensor:
         """Whether each element has a derivative, bool, shape (batch,)."""
-        return (self.residual <= REGULAR) & ~self.weakly_active & ~self.ambiguous
+        return (self.residual <= REGULAR) & ~self.weakly_active & ~self.ambiguous & ~self._flat
 
     @property
     def reason(self) -> tuple[str, ...]:
         """Why each element has none; empty where it has one."""
-        columns = (self.residual, self.weakly_active, self.ambiguous)
+        columns = (self.residual, self.weakly_active, self._flat, self.ambiguous)
         return tuple(
             "not solved" if residual != residual
             else self.kink if weak
+            else DEGENERATE if flat
             else INCONSISTENT if not residual <= REGULAR
             else AMBIGUOUS if several
             else ""
-            for residual, weak, several in zip(*(c.tolist() for c in columns), strict=True)
+            for residual, weak, flat, several in zip(*(c.tolist() for c in columns), strict=True)
         )  # fmt: skip
+
+    @property
+    def _flat(self) -> Tensor:
+        none = torch.zeros_like(self.weakly_active)
+        return none if self.degenerate is None else self.degenerate
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +96,7 @@ class Outputs:
         1 where an entry is (part of) an output, 0 elsewhere.
     pull_back : callable
         From gradients with respect to P, q, A, b, each (batch, entries), to those with respect
-        to the parameters, (batch, entries).
+        to the parameters, (batch, entries), as far as they are wanted.
     """
 
     x: Tensor
@@ -140,8 +151,9 @@ def ambiguous(
     ----------
     program : ConeProgram
     point : (x, y, s)
-    singular : Tensor of bool, shape (batch,), or None
-        Where the matrix is singular; None is anywhere.
+    singular : Tensor of bool or int64, shape (batch,), or None
+        Where the matrix is singular and, if this is known, how (`kkt.solve_kkt_and_rank`); None is
+        anywhere.
     outputs : Outputs
 
     Returns
@@ -149,21 +161,35 @@ def ambiguous(
     Tensor of bool, shape (batch,)
     """
     x, y, s = point
-    at = torch.arange(len(x), device=x.device) if singular is None else torch.where(singular)[0]
+    if singular is None:
+        singular = torch.ones(len(x), dtype=torch.bool, device=x.device)
     found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    if not len(at):
+    if not bool(singular.any()):
         return found
-    part, (x, y, s) = program.select(at), (v[at] for v in point)
-    projection = part.structure.cone.derivative(s - y)
+    at = torch.where(singular)[0]
+    known = singular is not None and singular.dtype != torch.bool
+    if known and bool((singular <= 1).all()):  # type: ignore[operator, union-attr]
+        return _differ(program, point, outputs, only_free=True)
+    part = (x[at], y[at], s[at])
+    return found.index_copy(0, at, _differ(program.select(at), part, outputs, only_free=False))
+
+
+def _differ(program: ConeProgram, point: Point, outputs: Outputs, only_free: bool) -> Tensor:
+    """Whether a random solution of J'w = 0 changes the gradient, bool, shape (batch,)."""
+    x, y, s = point
+    projection = derivative_at(program, s - y)
     numbers = np.random.default_rng(0).uniform(-1, 1, x.shape[1] + y.shape[1])
-    random = torch.as_tensor(numbers, device=x.device).expand(len(at), -1)
-    image = kkt_times(part, projection, random[:, :, None], transpose=True)
-    null = random - solve_kkt(part, projection, image, transpose=True)[0][:, :, 0]
+    random = torch.as_tensor(numbers, device=x.device).expand(len(x), -1)
+    if only_free:
+        null = torch.cat([random[:, : x.shape[1]] * free_variables(program, projection), 0 * y], 1)
+    else:
+        image = kkt_times(program, projection, random[:, :, None], transpose=True)
+        null = random - solve_kkt(program, projection, image, transpose=True)[0][:, :, 0]
     sizes = []
     for w in (null, random):
         q, b = -w[:, : x.shape[1]], w[:, x.shape[1] :]
-        sizes.append(outputs.pull_back(*data_gradients(part, x, y, q, b)).abs().amax(1))
-    return found.index_copy(0, at, sizes[0] > REGULAR * sizes[1])
+        sizes.append(outputs.pull_back(*data_gradients(program, x, y, q, b)).abs().amax(1))
+    return sizes[0] > REGULAR * sizes[1]
 
 
 def weakly_active(
@@ -172,10 +198,10 @@ def weakly_active(
     """Elements on a kink across which the gradient of the parameters jumps, bool, (batch,)."""
     _, y, s = point
     cone = program.structure.cone
-    kinked = cone.kinked(s - y)
-    at = torch.where(kinked)[0]
-    if not len(at):
+    kinked = cone.kinked(s - y, derivative_at(program, s - y))
+    if not bool(kinked.any()):
         return kinked
+    at = torch.where(kinked)[0]
     part = program.select(at)
     x, y, s = (v[at] for v in point)
     grads = outputs.probe((x, y, s))
@@ -197,12 +223,25 @@ def data_gradients(
     program: ConeProgram, x: Tensor, y: Tensor, q: Tensor, b: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients with respect to P, q, A, b, per element, from those with respect to q and b."""
-    rows, cols = program.structure.A.index(x.device)
-    P_rows, P_cols = program.structure.P.index(x.device)
-    P = columns(q, P_rows) * columns(x, P_cols)
-    if program.structure.A.is_dense:
-        y, b, q, x = (v.expand(len(q), -1) for v in (y, b, q, x))
-        outer = torch.stack([y, -b], 2) @ torch.stack([q, x], 1)
-        return P, q, columns(outer.flatten(1), program.structure.A.place(x.device)), b
-    A = columns(y, rows) * columns(q, cols) - columns(b, rows) * columns(x, cols)
+    structure = program.structure
+    rows, cols = structure.P.index(x.device)
+    P = columns(q, rows) * columns(x, cols)
+    y, b, q, x = (v.expand(len(q), -1) for v in (y, b, q, x))
+    if structure.has_whole_lines:
+        places = structure.elimination.places  # type: ignore[union-attr]
+        E, R = places.E.take, places.R.take
+        T, X = places.T.take, places.X.take
+        own = E(y) * T(q) - E(b) * T(x)  # of the coefficients of T
+        lines = torch.cat([own[:, :, None], _outer(E(y), X(q), E(b), X(x))], 2)
+        A = torch.cat([lines.flatten(1), _outer(R(y), X(q), R(b), X(x)).flatten(1)], 1)
+    elif structure.A.is_dense:
+        A = structure.A.places.take(_outer(y, q, b, x).flatten(1))
+    else:
+        rows, cols = structure.A.index(x.device)
+        A = columns(y, rows) * columns(q, cols) - columns(b, rows) * columns(x, cols)
     return P, q, A, b
+
+
+def _outer(y: Tensor, q: Tensor, b: Tensor, x: Tensor) -> Tensor:
+    """Y q' - b x' for each element."""
+    return torch.addcmul(y[:, :, None] * q[:, None, :], b[:, :, None], x[:, None, :], value=-1)

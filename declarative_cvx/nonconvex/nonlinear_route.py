@@ -104,8 +104,9 @@ _ADVICE = {
     ),
     Status.UNBOUNDED: "The objective falls without end; bound the variables.",
     Status.INACCURATE: (
-        "The point found is no local minimum to the tolerance asked for, perhaps a saddle point; "
-        "start elsewhere, use restarts=... or another solver."
+        "The point found is no local minimum to the tolerance asked for: perhaps a saddle point, "
+        "or one on the way to a limit that the objective does not attain. Start elsewhere, bound "
+        "the variables, use restarts=... or another solver."
     ),
     Status.NUMERICAL_ERROR: (
         "A function or one of its derivatives is not finite, at the start or on the way; start "

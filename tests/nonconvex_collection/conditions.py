@@ -105,10 +105,13 @@ class Conditions:
     rank_gap: int
 
 
-def conditions(case: NonconvexProblem, active: float = 1e-7) -> Conditions:
-    """Conditions at the stated solution; rows within `active` of their bound count as active."""
+def conditions(
+    case: NonconvexProblem, solution: list[np.ndarray] | None = None, active: float = 1e-7
+) -> Conditions:
+    """Conditions at a point, or the stated one; rows within `active` of their bound are active."""
     problem, _, variables = case.solved()
-    functions, x = PlainFunctions(problem, variables), flat(case.solution)
+    point = case.solution if solution is None else solution
+    functions, x = PlainFunctions(problem, variables), flat(point)
     rows, objective = functions(x), float(problem.objective.value)
     slopes = jacobian(lambda z: functions(z).stacked(), x)
     gradient, equal = slopes[0], slopes[1 : 1 + rows.equal.size]

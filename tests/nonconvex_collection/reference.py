@@ -17,6 +17,7 @@ from cvxpy.reductions.dnlp2smooth.dnlp2smooth import Dnlp2Smooth
 from cvxpy.reductions.flip_objective import FlipObjective
 from cvxpy.reductions.inverse_data import InverseData
 from cvxpy.reductions.solvers.nlp_solvers.nlp_solver import Bounds, Oracles
+from scipy.linalg import null_space
 
 from nonconvex_collection.problem import NonconvexProblem, arrays, assign
 
@@ -122,6 +123,15 @@ def _least_squares(system: np.ndarray, right: np.ndarray) -> np.ndarray:
         largest = np.abs(scale[:, None] * system * scale).max(axis=1)
         scale /= np.sqrt(np.where(largest > 0, largest, 1.0))
     return scale * np.linalg.lstsq(scale[:, None] * system * scale, scale * right, rcond=1e-14)[0]
+
+
+def curvatures(form: SmoothForm) -> np.ndarray:
+    """Of the Lagrangian at a solution ``form.z``, in the directions that active rows leave."""
+    on, (gradient, J) = active_rows(form), form.slopes(form.z)
+    multipliers = np.zeros(len(on))
+    multipliers[on] = np.linalg.lstsq(J[on].T, gradient, rcond=None)[0]
+    left = null_space(J[on], rcond=1e-9)
+    return np.linalg.eigvalsh(left.T @ form.hessian(form.z, multipliers) @ left)
 
 
 def active_rows(form: SmoothForm) -> np.ndarray:

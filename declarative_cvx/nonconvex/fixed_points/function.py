@@ -12,14 +12,17 @@ from torch import Tensor
 
 from declarative_cvx.irregular import complain
 from declarative_cvx.least_squares import Factors
-from declarative_cvx.nonconvex.fixed_points.map import FixedPointMap
+from declarative_cvx.nonconvex.fixed_points.map import FixedPointMap, relative_to_terms
+from declarative_cvx.nonconvex.fixed_points.probes import kinked
 from declarative_cvx.nonconvex.fixed_points.settings import Settings
-from declarative_cvx.nonconvex.fixed_points.solution import SINGULAR
-from declarative_cvx.transforms import apply_function
+from declarative_cvx.nonconvex.fixed_points.solution import KINK, SINGULAR
+from declarative_cvx.transforms import apply_function, transforming
 
 Function = Callable[..., Tensor]  # of x, (batch, ...), and other tensors, to the shape of x
 # Numbers in the Jacobians up to which Newton's method forms them.
 ROOM = 2**24
+# Rounding of the largest component that smaller ones are affected by, in units of eps.
+_ROUNDING = 16
 # Share of the right-hand side up to which the linear systems of derivatives may be left unsolved.
 _LEFT = 1e-2
 
@@ -60,6 +63,7 @@ class _OfFunction(FixedPointMap):
 
     function: Callable[[Tensor], Tensor]
     whole: Tensor  # (batch, ...)
+    tol: float
     at: Tensor | None = None
     memory = 5
 
@@ -77,6 +81,14 @@ class _OfFunction(FixedPointMap):
 
     def inner(self, x: Tensor) -> Tensor:
         return self._taken(self.function(self._placed(x)))
+
+    def relative(self, x: Tensor, f: Tensor, floor: Tensor | float) -> Tensor:
+        """Each component relative to its own size, down to the rounding of the largest.
+
+        What the terms of a component add up to in size is not known of a function.
+        """
+        least = min(1.0, _ROUNDING * torch.finfo(f.dtype).eps / self.tol)
+        return relative_to_terms(x, f, f.abs(), floor, least)
 
     def newton(self, x: Tensor, q: Tensor, r: Tensor) -> Tensor:
         """With Jacobians of single elements, formed by one product per row."""
@@ -115,7 +127,7 @@ class _Solve(torch.autograd.Function):
     def forward(
         function: Function, settings: Settings, start: Tensor, *arguments: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        problem = _OfFunction(lambda x: function(x, *arguments), start)
+        problem = _OfFunction(lambda x: function(x, *arguments), start, settings.tol)
         found = settings.solve(problem, start.flatten(1), warm=True)
         return found.masked(settings.tol).reshape(start.shape), found.residual, found.iterations
 
@@ -133,6 +145,9 @@ class _Solve(torch.autograd.Function):
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
         node = _Node.of(ctx)
+        if ctx.settings.on_irregular != "ignore" and not transforming():
+            at = torch.nonzero(node.kinked() & node.solved.flatten())
+            complain(at[:, 0].tolist(), [KINK] * len(at), ctx.settings.on_irregular)
         w = node.solve(node.masked(grad), transpose=True)
         pull = torch.func.vjp(partial(ctx.function, node.x), *node.arguments)[1]
         return None, None, None, *pull(w)
@@ -195,6 +210,10 @@ class _Node:
         solved = solved.reshape(-1, *[1] * (x.ndim - 1))
         return cls(ctx.function, ctx.settings, torch.where(solved, x, 0.0), arguments, solved)
 
+    def kinked(self) -> Tensor:
+        """Elements on a kink of the function, (batch,)."""
+        return kinked(self.function, self.x, self.arguments, self.settings.tol)
+
     def masked(self, value: Tensor) -> Tensor:
         return torch.where(self.solved, value, 0.0)
 
@@ -225,7 +244,9 @@ def _linear(
 ) -> tuple[Tensor, Tensor]:
     """The solution of ``w = P w + rhs``, and whether there is none, (batch,)."""
     settings, product = system.settings, system.product(x, arguments)
-    problem = _LinearOfFunction(lambda w: torch.where(solved, product(w), 0.0), x, rhs=rhs)
+    problem = _LinearOfFunction(
+        lambda w: torch.where(solved, product(w), 0.0), x, settings.tol, rhs=rhs
+    )
     found = settings.solve(problem, rhs.flatten(1))
     # Beside a solution that grows without end any residual looks small.
     left = found.residual * found.x.abs().amax(1)
@@ -233,16 +254,18 @@ def _linear(
     return found.x.reshape(x.shape), ~good
 
 
-def singular(
+def irregular(
     function: Function, settings: Settings, x: Tensor, arguments: Sequence[Tensor]
 ) -> Tensor:
-    """Elements at whose solution x the linear system of the derivative is singular, (batch,)."""
+    """Elements at whose solution x there is a kink, or a singular linear system, (batch,)."""
     solved = ~torch.isnan(x).flatten(1).any(1).reshape(-1, *[1] * (x.ndim - 1))
     generator = torch.Generator().manual_seed(0)
     rhs = 0.5 + torch.rand(x.shape[1:], generator=generator, dtype=x.dtype, device="cpu")
     rhs = torch.where(solved, rhs.to(x.device), 0.0)
     system = _System(function, settings, transpose=True)
-    return _linear(system, solved, rhs, torch.where(solved, x, 0.0), arguments)[1]
+    x = torch.where(solved, x, 0.0)
+    singular = _linear(system, solved, rhs, x, arguments)[1]
+    return singular | kinked(function, x, arguments, settings.tol)
 
 
 class _Linear(torch.autograd.Function):

@@ -49,17 +49,20 @@ class Found:
     x : Tensor, shape (batch, n)
         The best iterate of each element.
     residual : Tensor, shape (batch,)
-        ||x - f(x)|| / (scale ||f(x)||) in the max norm; infinite if never finite.
+        As the map measures it; infinite if never finite.
     iterations : Tensor of int64, shape (batch,)
         Evaluations of the map.
     slow : bool
         Whether plain iteration was given up; otherwise all elements are solved.
+    q : Tensor or None
+        If at hand, ``inner(x)``, or, of maps that contract, one whose image x is.
     """
 
     x: Tensor
     residual: Tensor
     iterations: Tensor
     slow: bool
+    q: Tensor | None = None
 
     def masked(self, tol: float) -> Tensor:
         """The iterates, NaN where the residual is larger."""
@@ -101,16 +104,16 @@ def iterate(
     if not len(start):
         return run.found(slow=False)
     if method in ("auto", "picard"):
-        slow = not run.plainly(depth, patient=method == "picard")
-        if method == "picard" or not slow:
-            return run.found(slow)
+        done = run.plainly(depth, patient=method == "picard")
+        if done or method == "picard":
+            return run.found(slow=not done)
     run.tol = max(tol, tol_if_slow)
-    run.look()
+    run.individually()
     if method != "newton":
         run.accelerate()
     if problem.direct:
         run.newton()
-    return run.found(slow=True)
+    return run.best()
 
 
 def solve_map(
@@ -124,17 +127,22 @@ def solve_map(
 ) -> Found:
     """`iterate` in the type of `start`; what is slow in float32 is finished in float64."""
     reachable = ROUNDING * torch.finfo(start.dtype).eps
-    double = problem.double() if start.dtype != torch.float64 else None
-    if double is None:
-        return iterate(problem, start, max(tol, reachable), max_iters, method, depth, warm=warm)
-    rough = max(tol, reachable)
-    found = iterate(problem, start, rough, max_iters, method, depth, HANDED_OVER, warm)
-    if not found.slow and tol >= reachable:
+    rough, slow_enough = max(tol, reachable), 0.0
+    if start.dtype != torch.float64 and problem.widens:
+        slow_enough = HANDED_OVER
+    found = iterate(problem, start, rough, max_iters, method, depth, slow_enough, warm)
+    if not slow_enough or (not found.slow and tol >= reachable):
         return found
     after = method if method in ("picard", "newton") or not found.slow else "anderson"
-    fine = iterate(double, found.x.double(), max(CLOSER * tol, SMALLEST), max_iters, after)
+    fine = iterate(
+        problem.double(), found.x.double(), max(CLOSER * tol, SMALLEST), max_iters, after
+    )
     return replace(
-        fine, x=fine.x.to(start.dtype), iterations=fine.iterations + found.iterations, slow=True
+        fine,
+        x=fine.x.to(start.dtype),
+        iterations=fine.iterations + found.iterations,
+        slow=True,
+        q=None,
     )
 
 
@@ -149,39 +157,58 @@ class _Run:
     ) -> None:
         self._whole, self._problem = problem, problem
         self.tol, self._max_iters, self._warm = tol, max_iters, warm
-        batch, device = len(start), start.device
-        self._start = self._best = start
-        self._residual = start.new_full((batch,), math.inf)
-        self._iterations = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._start = start
         kind = torch.finfo(start.dtype)
         # Where x = 0 solves, an iteration from elsewhere ends when it is small beside its start.
-        floor = kind.eps * max_norm(start) if warm else start.new_zeros(())
-        self._floor = self._floors = floor.clamp(min=kind.tiny).expand(batch)
+        floor = (kind.eps * max_norm(start)).clamp(min=kind.tiny) if warm else kind.tiny
+        self._floor: Tensor | float = floor
+        self._floors: Tensor | float = floor
         self._doubtful = warm  # whether x = 0 may not solve
-        self._at = torch.arange(batch, device=device)
         self._count = 0
         self._move(start)
 
     def found(self, slow: bool) -> Found:
-        return Found(self._best, self._residual, self._iterations, slow)
+        """Where all elements are."""
+        x = self._x
+        if not slow and self._problem.contracts:
+            x = self._f  # nearer by what the map contracts: the residual is a bound of its own
+        elif x is self._start:
+            x = x.clone()  # an output that is an input is more than torch's functions can follow
+        residual = self._residuals() if self._last is None else self._last
+        counts = torch.full((len(x),), self._count, dtype=torch.int64, device=x.device)
+        if slow:
+            residual = residual.nan_to_num(nan=math.inf)
+        return Found(x, residual, counts, slow, self._q)
+
+    def best(self) -> Found:
+        """The best iterate of each element."""
+        return Found(self._best, self._residual, self._iterations, slow=True)
+
+    def individually(self) -> None:
+        """From now on elements take different ways."""
+        now = self.found(slow=True)
+        self._best, self._residual, self._iterations = now.x, now.residual, now.iterations
+        self._at = torch.arange(len(now.x), device=now.x.device)
 
     def _move(self, x: Tensor) -> None:
         self._x, self._q = x, self._problem.inner(x)
         self._f = self._problem.outer(self._q)
         self._count += 1
+        self._last: Tensor | None = None
 
     def _residuals(self) -> Tensor:
-        size = self._problem.norm(self._f)
-        if self._doubtful and bool((size < self._floor).any()):
+        if self._doubtful and bool((max_norm(self._f) < self._floor).any()):
             self._settle_floors()
-        return max_norm(self._f - self._x) / torch.maximum(size, self._floor)
+        self._last = self._problem.relative(self._x, self._f, self._floor)
+        return self._last
 
     def _settle_floors(self) -> None:
         """No floor where x = 0 does not solve: iterates are small there, the start was far off."""
         zero = self._whole.outer(self._whole.inner(torch.zeros_like(self._start)))
         least = torch.finfo(zero.dtype).tiny
         self._floors = torch.where(max_norm(zero) == 0, self._floors, least)
-        self._floor, self._doubtful = self._floors[self._at], False
+        self._floor = self._floors if len(self._x) == len(zero) else self._floors[self._at]
+        self._doubtful = False
 
     def plainly(self, depth: int, patient: bool) -> bool:
         """Plain steps; whether all elements were solved."""
@@ -194,8 +221,7 @@ class _Run:
             previous = self._residuals().amax()
             self._advance(1)
         while True:
-            residual = self._residuals()
-            worst = float(residual.amax())
+            worst = float(self._residuals().amax())
             done = worst <= self.tol
             left = _remaining(worst, float(previous), steps, self.tol)
             slow = not patient and self._count > judged and not left <= SLOW
@@ -205,10 +231,6 @@ class _Run:
             steps = int(max(1, min(left, self._count, self._max_iters - self._count)))
             previous = worst
             self._advance(steps)
-        # A copy: an output that is an input is more than torch's functions can follow.
-        self._best = self._x.clone() if self._x is self._start else self._x
-        self._residual = residual.nan_to_num(nan=math.inf)
-        self._iterations = torch.full_like(self._iterations, self._count)
         return done
 
     def _advance(self, steps: int) -> None:
@@ -232,7 +254,8 @@ class _Run:
             return None
         index = torch.nonzero(mask)[:, 0]
         self._problem, self._at = self._problem.select(index), self._at[index]
-        self._floor = self._floor[index]
+        if isinstance(self._floor, Tensor):
+            self._floor = self._floor[index]
         self._x, self._q, self._f = self._x[index], self._q[index], self._f[index]
         return index
 
@@ -275,34 +298,44 @@ class _Run:
     def newton(self) -> None:
         """Newton steps for what is left."""
         self._at = torch.nonzero(~(self._residual <= self.tol))[:, 0]
-        self._problem, self._floor = self._whole.select(self._at), self._floors[self._at]
+        self._problem, floors = self._whole.select(self._at), self._floors
+        self._floor = floors[self._at] if isinstance(floors, Tensor) else floors
         if len(self._at):
             self._move(self._best[self._at])
         futile = 0
         for _ in range(NEWTON_STEPS):
             if not len(self._at) or self._count >= self._max_iters or futile == FUTILE:
                 return
+            size = self._distance()
             self._search(self._problem.newton(self._x, self._q, self._f - self._x))
             before, now = self.look()
-            futile = 0 if bool((now < before).any()) else futile + 1
+            nearer = (now < before) | (self._distance() < size / 2)
+            futile = 0 if bool(nearer.any()) else futile + 1
             self._keep(self._unsolved())
 
     def _search(self, d: Tensor) -> None:
-        """The longest of the steps d, d/2, d/4, ... that lowers the residual; else a plain one."""
-        before, (x, plain) = self._residuals(), (self._x, self._f)
+        """The longest of the steps d, d/2, d/4, ... that lowers the residual; else a plain one.
+
+        Lower relative to the map's own measure, or in the max norm: far from the solution single
+        components may have to become worse.
+        """
+        before, size, (x, plain) = self._residuals(), self._distance(), (self._x, self._f)
         found = torch.zeros_like(before, dtype=torch.bool)
         kept: tuple[Tensor, ...] = (self._x, self._q, self._f)
         for k in range(HALVINGS + 1):
             trial = x + d / 2**k if k < HALVINGS else plain
             self._move(trial)
-            good = (self._residuals() < before) | torch.full_like(found, k == HALVINGS)
-            new = (good & ~found)[:, None]
+            good = (self._residuals() < before) | (self._distance() < size)
+            new = ((good | (k == HALVINGS)) & ~found)[:, None]
             now = (self._x, self._q, self._f)
             kept = tuple(torch.where(new, b, a) for a, b in zip(kept, now, strict=True))
             found |= good
             if bool(found.all()):
                 break
         self._x, self._q, self._f = kept
+
+    def _distance(self) -> Tensor:
+        return max_norm(self._f - self._x)
 
 
 class _History:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 # Iterates that acceleration combines.
@@ -15,16 +17,19 @@ class FixedPointMap(ABC):
 
     Attributes
     ----------
-    scale : float
-        Size of the terms of ``inner(x)`` relative to x, at least 1: of what rounding is a part.
     direct : bool
         Whether `newton` is there.
+    contracts : bool
+        Whether the map is known to contract in the norm of `relative`.
+    widens : bool
+        Whether `double` is there.
     memory : int
         Iterates that acceleration combines.
     """
 
-    scale: float = 1.0
     direct: bool = False
+    contracts: bool = False
+    widens: bool = False
     memory: int = MEMORY
 
     @abstractmethod
@@ -47,13 +52,13 @@ class FixedPointMap(ABC):
     def select(self, index: Tensor) -> FixedPointMap:
         """The map of the elements that an index names."""
 
-    def double(self) -> FixedPointMap | None:
-        """The map in float64, if there is one."""
-        return None
+    def double(self) -> FixedPointMap:
+        """The map in float64, if it `widens`."""
+        raise NotImplementedError
 
-    def norm(self, x: Tensor) -> Tensor:
-        """The size that a residual is relative to, (batch,)."""
-        return max_norm(x) if self.scale == 1 else self.scale * max_norm(x)
+    def relative(self, x: Tensor, f: Tensor, floor: Tensor | float) -> Tensor:
+        """How far x is from its image f, relative to the size of f, but at least to a floor."""
+        return relative_to_norm(x, f, math.inf, floor)
 
     def cost(self, n: int) -> float:
         """What Newton's method costs, in accelerated steps."""
@@ -62,3 +67,34 @@ class FixedPointMap(ABC):
 
 def max_norm(x: Tensor) -> Tensor:
     return x.abs().amax(1)
+
+
+def magnitude(x: Tensor, p: float) -> Tensor:
+    """The norm of each row. (torch's own for p = 1 and inf takes many times as long.)"""
+    if p == math.inf:
+        return max_norm(x)
+    return x.abs().sum(1) if p == 1 else torch.linalg.vector_norm(x, p, dim=1)
+
+
+def relative_to_norm(x: Tensor, f: Tensor, p: float, floor: Tensor | float) -> Tensor:
+    """How far x is from f in a norm.
+
+    Where the map contracts in that norm, by kappa, the error is at most 1 / (1 - kappa) times that.
+    """
+    return magnitude(f - x, p) / magnitude(f, p).clamp(min=floor)
+
+
+def relative_to_terms(
+    x: Tensor, f: Tensor, terms: Tensor, floor: Tensor | float, least: float | None = None
+) -> Tensor:
+    """How far x is from f, each component relative to the size of its own terms.
+
+    That does not change where states are scaled, so that components which are small, and multiplied
+    up by what depends on them, are as right as the others. Where all terms of a component go to
+    zero, it is right when it is beyond the rounding of the rounding of the largest; `least` is
+    another share of that down to which sizes count.
+    """
+    share = torch.finfo(f.dtype).eps if least is None else least
+    lowest = (share * terms.amax(1)).clamp(min=floor)
+    sizes = torch.maximum(torch.maximum(terms, f.abs()), lowest[:, None])
+    return ((f - x).abs() / sizes).amax(1)

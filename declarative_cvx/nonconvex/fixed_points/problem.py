@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from declarative_cvx.errors import ParameterError, SpecificationError
-from declarative_cvx.nonconvex.fixed_points.function import singular, solve_function
+from declarative_cvx.nonconvex.fixed_points.function import irregular, solve_function
+from declarative_cvx.nonconvex.fixed_points.iteration import ROUNDING
 from declarative_cvx.nonconvex.fixed_points.precision import without_autocast
+from declarative_cvx.nonconvex.fixed_points.probes import mixed
 from declarative_cvx.nonconvex.fixed_points.settings import ON_IRREGULAR, Settings, check_solver
 from declarative_cvx.nonconvex.fixed_points.solution import FixedPointSolution
 from declarative_cvx.transforms import observed, transforming
@@ -104,16 +106,33 @@ class FixedPointProblem:
         """
         check_solver(self.tol, self.max_iters, self.method, on_irregular)
         start = self._start(inputs, start)
-        function, arguments = _explicit(self.function, inputs)
-        self._check(function, start, arguments)
         tol = TOLERANCE[start.dtype] if self.tol is None else self.tol
+        reachable = ROUNDING * torch.finfo(start.dtype).eps
+        if tol >= reachable or start.dtype == torch.float64:
+            return self._solve(inputs, start, tol, on_irregular)
+        wide = tuple(v.double() if v.is_floating_point() else v for v in inputs)
+        found = self._solve(wide, start.double(), tol, on_irregular, wide=True)
+        return replace(found, x=found.x.to(start.dtype))
+
+    def _solve(
+        self,
+        inputs: tuple[Tensor, ...],
+        start: Tensor,
+        tol: float,
+        on_irregular: str,
+        wide: bool = False,
+    ) -> FixedPointSolution:
+        """With a module's parameters in float64, if `wide`."""
+        function, arguments = _explicit(self.function, inputs, wide)
+        self._check(function, start, arguments, wide)
         settings = Settings(tol, self.max_iters, self.method, on_irregular)
         with without_autocast(start.device):
             found = solve_function(function, start, arguments, settings)
             residual, iterations = observed(*found[1:])
             x = found[0]
+            _require_apart(function, torch.where(x.isnan(), start, x), arguments, inputs)
             if not bool((residual <= tol).all()):
-                x = self._without_unsolved(x, inputs, settings)
+                x = self._without_unsolved(x, inputs, settings, wide)
         return FixedPointSolution(
             x,
             residual,
@@ -122,12 +141,12 @@ class FixedPointProblem:
             partial(torch.zeros_like, residual, dtype=torch.bool)
             if transforming()
             else partial(
-                singular, function, settings, found[0].detach(), [v.detach() for v in arguments]
+                irregular, function, settings, found[0].detach(), [v.detach() for v in arguments]
             ),
         )
 
     def _without_unsolved(
-        self, x: Tensor, inputs: tuple[Tensor, ...], settings: Settings
+        self, x: Tensor, inputs: tuple[Tensor, ...], settings: Settings, wide: bool
     ) -> Tensor:
         """The same x, of which no derivative passes through elements that were not solved.
 
@@ -138,7 +157,7 @@ class FixedPointProblem:
         instead = torch.where(
             solved, torch.arange(len(x), device=x.device), solved.to(torch.int64).argmax()
         )
-        function, arguments = _explicit(self.function, tuple(v[instead] for v in inputs))
+        function, arguments = _explicit(self.function, tuple(v[instead] for v in inputs), wide)
         if not bool(observed(solved)[0].any()):
             return x.detach() + sum(v.flatten()[:0].sum() for v in arguments)
         start = torch.where(solved.any(), x.detach()[instead], 0.0)
@@ -168,12 +187,16 @@ class FixedPointProblem:
         return torch.where(start.isfinite(), start, 0.0).to(given[-1].device, dtype).detach()
 
     def _check(
-        self, function: Callable[..., Tensor], start: Tensor, arguments: tuple[Tensor, ...]
+        self,
+        function: Callable[..., Tensor],
+        start: Tensor,
+        arguments: tuple[Tensor, ...],
+        wide: bool,
     ) -> None:
         """Call the function once, with arguments that require no gradients."""
         copies = [argument.detach().clone() for argument in (start, *arguments)]
         versions = [_version(copy) for copy in copies]
-        value = function(*copies)
+        value = function(*copies) if not wide else self._in_float64(function, copies)
         if versions != [_version(copy) for copy in copies]:
             raise ParameterError(
                 "The function writes into its arguments, which would change what it is given next. "
@@ -194,6 +217,21 @@ class FixedPointProblem:
                 "inputs: they would get none. Pass them as inputs, or make the function an "
                 "nn.Module with these as parameters."
             )
+
+    def _in_float64(self, function: Callable[..., Tensor], values: list[Tensor]) -> Tensor:
+        """The function's value, refused if it does not compute in float64."""
+        problem = "it returned another type"
+        try:
+            value = function(*values)
+            if value.dtype == torch.float64:
+                return value
+        except RuntimeError as error:
+            problem = str(error)
+        raise ParameterError(
+            f"tol={self.tol} is less than float32 can reach, and the function does not compute in "
+            f"float64 ({problem}). Ask for {TOLERANCE[torch.float32]}, or let constants in it have "
+            "the type of its arguments."
+        )
 
 
 class FixedPointLayer(nn.Module):
@@ -290,14 +328,15 @@ def check_failure(on_failure: str) -> None:
 
 
 def _explicit(
-    function: Callable[..., Tensor] | nn.Module, inputs: tuple[Tensor, ...]
+    function: Callable[..., Tensor] | nn.Module, inputs: tuple[Tensor, ...], wide: bool
 ) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
     """The function as one of x and what it can be differentiated by, and the latter.
 
-    That is the inputs of floating-point numbers and a module's parameters.
+    That is the inputs of floating-point numbers and a module's parameters, in float64 if `wide`.
     """
     module = function if isinstance(function, nn.Module) else None
-    named = {} if module is None else dict(module.named_parameters())
+    named = {} if module is None else _widened(module.named_parameters(), wide)
+    buffers = _widened(module.named_buffers(), True) if module is not None and wide else {}
     places = [k for k, value in enumerate(inputs) if value.is_floating_point()]
 
     def call(x: Tensor, *arguments: Tensor) -> Tensor:
@@ -307,9 +346,40 @@ def _explicit(
         if module is None:
             return function(x, *given)
         values = dict(zip(named, arguments[len(places) :], strict=True))
-        return torch.func.functional_call(module, values, (x, *given))
+        return torch.func.functional_call(module, {**buffers, **values}, (x, *given))
 
     return call, (*(inputs[place] for place in places), *named.values())
+
+
+def _widened(named: Iterable[tuple[str, Tensor]], wide: bool) -> dict[str, Tensor]:
+    return {
+        name: value.double() if wide and value.is_floating_point() else value
+        for name, value in named
+    }
+
+
+def _require_apart(
+    function: Callable[..., Tensor],
+    x: Tensor,
+    arguments: tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
+) -> None:
+    """Refuse functions in which elements of the batch depend on each other.
+
+    Raises
+    ------
+    ParameterError
+    """
+    if transforming():
+        return
+    own = sum(value.is_floating_point() for value in inputs)
+    held = [value.detach() for value in arguments]
+    if mixed(lambda x, *each: function(x, *each, *held[own:]), x.detach(), held[:own]):
+        raise ParameterError(
+            "In the function elements of the batch depend on each other (such as by a mean over "
+            "the batch, or batch normalisation in training mode), but fixed points are those of "
+            "single elements. Make what they share one element, or an input of its own."
+        )
 
 
 def _version(value: Tensor) -> int:

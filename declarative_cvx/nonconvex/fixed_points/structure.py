@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,17 +25,17 @@ class Structure:
         1 for upper, -1 for lower triangular M that is to be solved by substitution.
     depth : int
         Steps after which plain iteration ends, as in a network of so many layers; 0 if unknown.
-    scales : pair of float, or None
-        `scale_of` M and of its transpose, if known.
+    norm : {1, 2, inf}, or None
+        One in which x -> phi(x A' + c) is known to contract.
     """
 
     triangular: int = 0
     depth: int = 0
-    scales: tuple[float, float] | None = None
+    norm: float | None = None
 
     def transposed(self) -> Structure:
-        scales = None if self.scales is None else self.scales[::-1]
-        return Structure(-self.triangular, self.depth, scales)
+        dual = None if self.norm is None else 1 / (1 - 1 / self.norm) if self.norm > 1 else math.inf
+        return Structure(-self.triangular, self.depth, dual)
 
 
 NONE = Structure()

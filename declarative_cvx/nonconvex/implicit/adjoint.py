@@ -15,7 +15,11 @@ from torch import Tensor
 
 from declarative_cvx.irregular import complain
 from declarative_cvx.kkt import fold
-from declarative_cvx.nonconvex.fixed_points.map import FixedPointMap
+from declarative_cvx.nonconvex.fixed_points.map import (
+    FixedPointMap,
+    relative_to_norm,
+    relative_to_terms,
+)
 from declarative_cvx.nonconvex.fixed_points.settings import Settings
 from declarative_cvx.nonconvex.fixed_points.solution import SINGULAR
 from declarative_cvx.nonconvex.fixed_points.structure import Structure, substitute
@@ -23,7 +27,7 @@ from declarative_cvx.nonconvex.implicit.product import (
     Matrices,
     bilinear_change,
     bilinear_gradient,
-    norms_of,
+    sizes_of_terms,
     solve_scaled,
     times,
     transposed,
@@ -38,8 +42,8 @@ class _Scaled(FixedPointMap):
     slope: Tensor
     rhs: Tensor
     matrices: Matrices
-    scale: float
-    direct = True
+    norm: float | None  # in which it contracts, if known
+    direct = widens = True
 
     def inner(self, x: Tensor) -> Tensor:
         return times(x, self.matrices)
@@ -49,6 +53,16 @@ class _Scaled(FixedPointMap):
 
     def outer_changes(self, q: Tensor, changes: Tensor) -> Tensor:
         return self.slope[:, None] * changes
+
+    @property
+    def contracts(self) -> bool:  # type: ignore[override]
+        return self.norm is not None
+
+    def relative(self, x: Tensor, f: Tensor, floor: Tensor | float) -> Tensor:
+        if self.norm is not None:
+            return relative_to_norm(x, f, self.norm, floor)
+        terms = torch.addcmul(self.rhs.abs(), self.slope.abs(), sizes_of_terms(x, self.matrices))
+        return relative_to_terms(x, f, terms, floor)
 
     def newton(self, x: Tensor, q: Tensor, r: Tensor) -> Tensor:
         return solve_scaled(self.slope, self.matrices, r)
@@ -61,14 +75,8 @@ class _Scaled(FixedPointMap):
             self.slope.double(),
             self.rhs.double(),
             tuple(matrix.double() for matrix in self.matrices),
-            self.scale,
+            self.norm,
         )
-
-
-def scale_of(matrices: Sequence[Tensor], settings: Settings) -> float:
-    """Size of the terms of x M for |x| <= 1, at least 1."""
-    known = settings.structure.scales
-    return max(1.0, norms_of(matrices)[0] if known is None else known[0])
 
 
 def solve_linear(
@@ -91,10 +99,12 @@ class _Solve(torch.autograd.Function):
     def forward(slope: Tensor, rhs: Tensor, settings: Settings, *matrices: Tensor) -> Tensor:
         if settings.structure.triangular and len(matrices) == 1:
             return _by_substitution(slope, rhs, matrices[0], settings.structure)
-        problem = _Scaled(slope, rhs, matrices, scale_of(matrices, settings))
+        problem = _Scaled(slope, rhs, matrices, settings.structure.norm)
         found = settings.solve(problem, rhs)
+        if not found.slow:
+            return found.x
         singular = ~(found.residual <= settings.tol)
-        if not found.slow or not bool(singular.any()):
+        if not bool(singular.any()):
             return found.x
         at = torch.nonzero(singular)[:, 0]
         complain(at.tolist(), [SINGULAR] * len(at), settings.on_irregular)

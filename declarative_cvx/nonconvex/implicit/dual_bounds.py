@@ -13,7 +13,7 @@ as v+ multiplies ``phi <= upper line`` and v- ``phi >= lower line``. The best on
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -129,15 +129,16 @@ class Enclosure:
         radius = self.x.radius[:, None]
         v = best = rows.c.expand(len(self.x.lower), *rows.c.shape)
         least = torch.full_like(v[..., :1], torch.inf)
+        done = torch.zeros_like(least, dtype=torch.bool)  # each by itself, whatever the others need
         for number in range(_ITERATIONS):
             following = rows.c + _times(_weighted(v, around), A)
             remainder = ((following - v).abs() * radius).sum(-1, keepdim=True).detach()
-            best = torch.where(remainder < least, v, best)
-            least = torch.minimum(remainder, least)
+            best = torch.where((remainder < least) & ~done, v, best)
+            least = torch.where(done, least, torch.minimum(remainder, least))
             v = following
             if number % _CHECK == _CHECK - 1:
                 size = (v.detach().abs() * radius).sum(-1, keepdim=True)
-                done = (least <= _ACCURACY * size) | (remainder > 1e3 * least)
+                done |= (least <= _ACCURACY * size) | (remainder > 1e3 * least)
                 if bool(done.all()):
                     break
         return best
@@ -162,19 +163,26 @@ class Enclosure:
 
 
 def refined(known: Enclosure, rounds: int) -> Enclosure:
-    """The enclosure after so many rounds of `_refined`, or until they narrow it little."""
+    """The enclosure after so many rounds of `_refined`, each element's until it narrows little."""
+    going = torch.ones_like(known.x.lower[:, :1], dtype=torch.bool)
     for _ in range(rounds):
-        width = known.x.radius.detach().sum()
-        known = _refined(known)
-        if not bool(known.x.radius.sum() < (1 - _GAIN) * width):
+        width = known.x.radius.detach().sum(1, keepdim=True)
+        known = _refined(known, going)
+        going = going & (known.x.radius.detach().sum(1, keepdim=True) < (1 - _GAIN) * width)
+        if not bool(going.any()):
             break
     return known
 
 
-def _refined(known: Enclosure) -> Enclosure:
-    """Bounds of z by duality, where phi is not almost linear on its box, and of x by them."""
+def _refined(known: Enclosure, going: Tensor) -> Enclosure:
+    """Bounds of z by duality, where phi is not almost linear on its box, and of x by them.
+
+    Of the elements that go on only, (batch, 1).
+    """
     weights = known.state_map.weights
-    chosen = _bent(known)
+    bent = _bent(known) & going
+    going = bent.any(1, keepdim=True)
+    chosen = torch.nonzero(bent.any(0)).flatten()
     if not len(chosen):
         return known
     pick = [weights.A, weights.B, weights.b]
@@ -182,10 +190,11 @@ def _refined(known: Enclosure) -> Enclosure:
     pick = [value.to_dense() if value.is_sparse else value for value in pick]
     found = known.bounds(Rows(*pick))
     lower, upper = (
-        end.index_copy(1, chosen, value)
+        torch.where(bent, end.index_copy(1, chosen, value), end)
         for end, value in ((known.z.lower, found.lower), (known.z.upper, found.upper))
     )
-    return settled(known.state_map, known.x, known.z.intersect(Box(lower, upper)))
+    new = settled(known.state_map, known.x, known.z.intersect(Box(lower, upper)))
+    return replace(new, x=new.x.where(going, known.x), z=new.z.where(going, known.z))
 
 
 def settled(state_map: StateMap, x: Box, z: Box | None = None) -> Enclosure:
@@ -196,13 +205,12 @@ def settled(state_map: StateMap, x: Box, z: Box | None = None) -> Enclosure:
 
 
 def _bent(known: Enclosure) -> Tensor:
-    """The states on whose box, of some element, the lines are apart."""
+    """The states on whose box the lines are apart, bool, (batch, n)."""
     activation = known.state_map.weights.activation
     around = lines(activation, known.z, *tightest_slopes(activation, known.z))
     slopes = around.upper_slope - around.lower_slope
     apart = slopes * known.z.center + around.upper_offset - around.lower_offset
-    noticeable = apart > 1e-6 * known.x.radius.amax(1, keepdim=True)
-    return torch.nonzero(noticeable.any(0)).flatten()
+    return apart > 1e-6 * known.x.radius.amax(1, keepdim=True)
 
 
 def _weighted(v: Tensor, around: Lines) -> Tensor:

@@ -86,13 +86,19 @@ def enclose(state_map: StateMap) -> Box:
 
 
 def narrowed(state_map: StateMap, box: Box) -> Box:
-    """The box after as many steps of the map as narrow it noticeably."""
+    """The box after as many steps of the map as narrow it noticeably, for each element."""
+    going = torch.ones_like(box.lower[:, :1], dtype=torch.bool)
     for _ in range(_SWEEPS):
-        width = (box.upper - box.lower).sum().detach()
-        box = box.intersect(state_map(box))
-        if not bool((box.upper - box.lower).sum() < (1 - _GAIN) * width):
+        width = _width(box)
+        box = box.intersect(state_map(box)).where(going, box)
+        going = going & (_width(box) < (1 - _GAIN) * width)
+        if not bool(going.any()):
             break
     return box
+
+
+def _width(box: Box) -> Tensor:
+    return (box.upper - box.lower).detach().sum(1, keepdim=True)
 
 
 def _substituted(state_map: StateMap, levels: int) -> Box:
@@ -118,10 +124,10 @@ def _first_box(state_map: StateMap) -> Box:
     whole = Box(*(end.expand_as(middle) for end in weights.activation.bounds(middle)))
     bounded = bool(whole.lower.isfinite().all() & whole.upper.isfinite().all())
     radius = _first_radius(scaled, drive, inequalities=not bounded)
-    if radius is not None:
-        return Box.around(middle, radius).intersect(whole)
-    if bounded:
-        return whole
+    shown = radius.isfinite().all(1, keepdim=True)
+    if bounded or bool(shown.all()):
+        around = Box.around(middle, torch.where(shown, radius, 0.0))
+        return around.intersect(whole).where(shown, whole)
     raise SpecificationError(
         "No certificate bounds the states of this model: the spectral radius of |A| is "
         f"{float(torch.linalg.eigvals(scaled.detach().abs()).abs().max()):.3g}, the 2-norm of A "
@@ -131,23 +137,34 @@ def _first_box(state_map: StateMap) -> Box:
     )
 
 
-def _first_radius(scaled: Tensor, drive: Tensor, inequalities: bool) -> Tensor | None:
-    """A radius r with ``|x - middle| <= r`` by the first certificate that holds."""
+def _first_radius(scaled: Tensor, drive: Tensor, inequalities: bool) -> Tensor:
+    """A radius r with ``|x - middle| <= r`` by the first certificate that holds, else infinite.
+
+    Elements do not depend on each other.
+    """
     radius = _by_perron_frobenius(scaled.abs(), drive)
-    if radius is None:
-        radius = _by_norm(scaled, drive)
-    if radius is not None or not inequalities or len(scaled) > _MOST_STATES:
+    if not _found(radius):
+        radius = _or_else(radius, _by_norm(scaled, drive))
+    if _found(radius) or not inequalities or len(scaled) > _MOST_STATES:
         return radius
     M = scaled.detach().cpu().numpy()
     for proposed, bound in ((lyapunov_scaling, _by_norm), (monotone_scaling, _by_monotonicity)):
         scaling = proposed(M)
-        if scaling is None:
-            continue
-        d = torch.as_tensor(scaling).to(drive)
-        radius = bound(d[:, None] * scaled / d, d * drive)
-        if radius is not None:
-            return radius / d * (1 + rounding(2))
-    return None
+        if scaling is not None:
+            d = torch.as_tensor(scaling).to(drive)
+            other = bound(d[:, None] * scaled / d, d * drive)
+            other = None if other is None else other / d * (1 + rounding(2))
+            radius = _or_else(radius, other)
+    return radius
+
+
+def _found(radius: Tensor) -> bool:
+    return bool(radius.isfinite().all())
+
+
+def _or_else(radius: Tensor, other: Tensor | None) -> Tensor:
+    """The other one where the first is infinite."""
+    return radius if other is None else torch.where(radius.isfinite(), radius, other)
 
 
 def _drive(state_map: StateMap, center: Tensor, middle: Tensor, constants: Tensor) -> Tensor:
@@ -160,15 +177,15 @@ def _drive(state_map: StateMap, center: Tensor, middle: Tensor, constants: Tenso
     return (defect + reach) * (1 + rounding(weights.in_features)) + least
 
 
-def _by_perron_frobenius(gain: Tensor, drive: Tensor) -> Tensor | None:
-    """An r with ``gain r + drive <= r``; as r > 0 this shows that rho(gain) < 1.
+def _by_perron_frobenius(gain: Tensor, drive: Tensor) -> Tensor:
+    """An r with ``gain r + drive <= r``, or infinity; as r > 0 this shows that rho(gain) < 1.
 
     Then (I - gain)^-1 is nonnegative, so that every |x - middle| is at most r.
     """
     system = torch.eye(len(gain), dtype=gain.dtype, device=gain.device) - gain
     factors = torch.linalg.lu_factor(system)
     if not bool(torch.isfinite(factors.LU).all()) or bool((factors.LU.diagonal() == 0).any()):
-        return None
+        return torch.full_like(drive, torch.inf)
 
     def solve(rows: Tensor) -> Tensor:
         return torch.linalg.lu_solve(*factors, rows.t()).t()
@@ -177,7 +194,8 @@ def _by_perron_frobenius(gain: Tensor, drive: Tensor) -> Tensor | None:
     radius = solve(drive + _MARGIN * radius.abs().amax(1, keepdim=True))
     mapped = radius @ gain.t()
     shown = (mapped + drive) * (1 + rounding(len(gain))) <= radius
-    return radius if bool((shown & (radius > 0)).all()) else None
+    shown = (shown & (radius > 0)).all(1, keepdim=True)
+    return torch.where(shown, radius, torch.inf)
 
 
 def _by_norm(scaled: Tensor, drive: Tensor) -> Tensor | None:

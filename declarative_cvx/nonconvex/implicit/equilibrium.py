@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.errors import DerivativeModeError
-from declarative_cvx.irregular import complain
 from declarative_cvx.kkt import fold
 from declarative_cvx.nonconvex.fixed_points.function import solve_function
 from declarative_cvx.nonconvex.fixed_points.iteration import Found
-from declarative_cvx.nonconvex.fixed_points.map import FixedPointMap
+from declarative_cvx.nonconvex.fixed_points.map import (
+    FixedPointMap,
+    relative_to_norm,
+    relative_to_terms,
+)
 from declarative_cvx.nonconvex.fixed_points.precision import without_autocast
 from declarative_cvx.nonconvex.fixed_points.settings import (
     Settings,
@@ -24,22 +27,28 @@ from declarative_cvx.nonconvex.fixed_points.settings import (
     default_tolerance,
 )
 from declarative_cvx.nonconvex.fixed_points.solution import (
-    KINK,
     FixedPointSolution,
 )
-from declarative_cvx.nonconvex.fixed_points.structure import Structure, structure_of, substitute
+from declarative_cvx.nonconvex.fixed_points.structure import (
+    NONE,
+    Structure,
+    structure_of,
+    substitute,
+)
 from declarative_cvx.nonconvex.implicit.activations import Activation, ActivationLike, as_activation
-from declarative_cvx.nonconvex.implicit.adjoint import each_slice, scale_of, solve_linear
+from declarative_cvx.nonconvex.implicit.adjoint import each_slice, solve_linear
 from declarative_cvx.nonconvex.implicit.equilibrium_arguments import (
     Weights,
     prepared,
 )
+from declarative_cvx.nonconvex.implicit.kinks import KinkComplaint, kinked_at
 from declarative_cvx.nonconvex.implicit.product import (
     Matrices,
     affine,
     bilinear_change,
     bilinear_gradient,
-    norms_of,
+    norm_of,
+    sizes_of_terms,
     solve_scaled,
     transposed,
 )
@@ -48,6 +57,7 @@ from declarative_cvx.transforms import (
     apply_function,
     forward_mode_is_nested,
     observed,
+    recording,
     transforming,
 )
 
@@ -153,10 +163,9 @@ def solve_certified(
     phi.check(rows.shape[1])
     tol = default_tolerance(rows.dtype) if tol is None else tol
     settings = Settings(tol, max_iters, method, on_irregular)
-    seen = [observed(matrix[None])[0] for matrix in matrices]
-    if all(len(each) == 1 for each in seen):  # not vmapped
-        structure = _structure(phi, [each[0] for each in seen], method, certified)
-        settings = replace(settings, structure=structure)
+    seen = _seen(matrices)
+    if seen is not None:
+        settings = replace(settings, structure=_structure(phi, seen, method, certified))
     with without_autocast(c.device):
         if phi.componentwise:
             found = apply_function(_Equilibrium, rows, first, phi, settings, *matrices)
@@ -164,32 +173,36 @@ def solve_certified(
             function = partial(_right_hand_side, phi)
             first = phi(rows.detach()) if first is None else first
             found = solve_function(function, first, (rows, *matrices), settings)
-    kinked = partial(_kinked_at, phi, found[0], rows, matrices)
+    kinked = partial(kinked_at, phi, found[0], rows, matrices)
     return _solution(c, found, tol, kinked)
+
+
+def _seen(matrices: Matrices) -> list[Tensor] | None:
+    """The numbers of the matrices; None if vmap maps over them."""
+    if not transforming():
+        return [matrix.detach() for matrix in matrices]
+    seen = [observed(matrix[None])[0] for matrix in matrices]
+    return [each[0] for each in seen] if all(len(each) == 1 for each in seen) else None
 
 
 def _structure(
     phi: Activation, matrices: Sequence[Tensor], method: str, certified: bool
 ) -> Structure:
     """What can be known of A before solving; a warning if that it is well-posed cannot."""
-    forth, back = norms_of(matrices)
-    scales, norms = (max(1.0, forth), max(1.0, back)), {math.inf: forth, 1: back}  # of A
-    if any(phi.lipschitz * norms.get(p, 1.0) < 1 for p in phi.norms):
-        return Structure(scales=scales)  # iteration converges
+    for p in (math.inf, 1):  # iteration converges
+        if p in phi.norms and phi.lipschitz * norm_of(matrices, p) < 1:
+            return Structure(norm=p)
     if not certified:
         warn_if_uncertified(phi, matrices)
     if method != "auto" or len(matrices) > 1:
-        return Structure(scales=scales)
+        return NONE
     n, homogeneous = len(matrices[0]), phi.monotone and phi.positively_homogeneous
-    return replace(structure_of(matrices[0], phi.groups(n), homogeneous), scales=scales)
+    return structure_of(matrices[0], phi.groups(n), homogeneous)
 
 
-def _solution(
-    c: Tensor, found: tuple[Tensor, Tensor, Tensor], tol: float, kinked: Any
-) -> EquilibriumSolution:
+def _solution(c: Tensor, found: tuple[Tensor, ...], tol: float, kinked: Any) -> EquilibriumSolution:
     """The rows that were found in the shape and type of the call."""
-    x, residual, iterations = found
-    residual, iterations = observed(residual, iterations)
+    x, residual, iterations = found[0], *observed(*found[1:3])
     batch = c.shape[:-1]
     batch = batch if residual.numel() == math.prod(batch) else residual.shape  # vmapped
     return EquilibriumSolution(
@@ -205,22 +218,6 @@ def _right_hand_side(phi: Activation, x: Tensor, c: Tensor, *matrices: Tensor) -
     return phi(affine(x, matrices, c))
 
 
-def _kinked_at(phi: Activation, x: Tensor, c: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    x, c, *matrices = (v.detach() for v in (x, c, *matrices))
-    return _kinked(phi, affine(x, matrices, c))
-
-
-def _kinked(phi: Activation, z: Tensor) -> Tensor:
-    """Elements whose state lies, to rounding, where the slope of phi jumps, bool, (batch,)."""
-    if not (phi.componentwise and phi.piecewise_linear):
-        return torch.zeros_like(z[:, 0], dtype=torch.bool)
-    size, kind = z.abs(), torch.finfo(z.dtype)
-    reach = (kind.eps * size.amax(1, keepdim=True)).clamp(min=kind.tiny)
-    if phi.positively_homogeneous:
-        return size.amin(1) <= reach[:, 0]
-    return (phi.slope(z + reach) != phi.slope(z - reach)).any(1)
-
-
 @dataclass(frozen=True, eq=False)
 class _Equation(FixedPointMap):
     """x -> phi(x M + c)."""
@@ -228,8 +225,8 @@ class _Equation(FixedPointMap):
     phi: Activation
     c: Tensor
     matrices: Matrices
-    scale: float
-    direct = True
+    norm: float | None  # in which it contracts, if known
+    direct = widens = True
 
     def inner(self, x: Tensor) -> Tensor:
         return affine(x, self.matrices, self.c)
@@ -240,6 +237,16 @@ class _Equation(FixedPointMap):
     def outer_changes(self, q: Tensor, changes: Tensor) -> Tensor:
         return self.phi.slope(q)[:, None] * changes
 
+    @property
+    def contracts(self) -> bool:  # type: ignore[override]
+        return self.norm is not None
+
+    def relative(self, x: Tensor, f: Tensor, floor: Tensor | float) -> Tensor:
+        if self.norm is not None:
+            return relative_to_norm(x, f, self.norm, floor)
+        terms = self.c.abs() + sizes_of_terms(x, self.matrices)
+        return relative_to_terms(x, f, terms, floor)
+
     def newton(self, x: Tensor, q: Tensor, r: Tensor) -> Tensor:
         return solve_scaled(self.phi.slope(q), self.matrices, r)
 
@@ -248,36 +255,41 @@ class _Equation(FixedPointMap):
 
     def double(self) -> _Equation:
         matrices = tuple(matrix.double() for matrix in self.matrices)
-        return _Equation(self.phi, self.c.double(), matrices, self.scale)
+        return _Equation(self.phi, self.c.double(), matrices, self.norm)
 
 
 class _Equilibrium(torch.autograd.Function):
     @staticmethod
     def forward(
         c: Tensor, start: Tensor | None, phi: Activation, settings: Settings, *matrices: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        problem = _Equation(phi, c, matrices, scale_of(matrices, settings))
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        problem = _Equation(phi, c, matrices, settings.structure.norm)
         if settings.structure.triangular:
             found = _by_substitution(problem, settings)
         else:
             first = phi(c) if start is None else start
             found = settings.solve(problem, first, warm=start is not None)
-        return found.masked(settings.tol), found.residual, found.iterations
+        x = found.masked(settings.tol)
+        z = problem.inner(x) if found.q is None else found.q
+        return x, found.residual, found.iterations, z
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         c, _, ctx.phi, ctx.settings, *matrices = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(c, *output[:2], *matrices)
-        ctx.save_for_forward(c, *output[:2], *matrices)
+        x, residual, _, z = output
+        ctx.save_for_backward(c, x, residual, z, *matrices)
+        ctx.save_for_forward(c, x, residual, z, *matrices)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:  # type: ignore[override]
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
         node = _Node.of(ctx)
-        apply_function(_Complaint, node.z.detach(), node.solved, node.phi, ctx.settings)
+        if ctx.settings.on_irregular != "ignore":
+            seen = (v.detach() for v in (node.z, node.x, node.c, node.solved))
+            apply_function(KinkComplaint, *seen, node.phi, ctx.settings, *node.matrices)
         settings = ctx.settings.transposed()
         slope = node.slope
         rhs = node.masked(grad) * slope
@@ -296,7 +308,7 @@ class _Equilibrium(torch.autograd.Function):
         forced = sum(term for term in (dc, moved) if term is not None)
         slope = node.slope
         forced = node.masked(slope * forced)
-        return solve_linear(slope, forced, ctx.settings, node.matrices), None, None
+        return solve_linear(slope, forced, ctx.settings, node.matrices), None, None, None
 
     @staticmethod
     def vmap(
@@ -306,11 +318,11 @@ class _Equilibrium(torch.autograd.Function):
         if any(dim is not None for dim in in_dims[4:]):
             inputs = each_slice(size, in_dims, c, start, phi, settings, *matrices)
             each = [apply_function(_Equilibrium, *one) for one in inputs]
-            return tuple(torch.stack(parts) for parts in zip(*each, strict=True)), (0, 0, 0)
+            return tuple(torch.stack(parts) for parts in zip(*each, strict=True)), (0, 0, 0, 0)
         c = fold(c, in_dims[0], size, batch)
         start = None if start is None else fold(start, in_dims[1], size, batch)
         outputs = apply_function(_Equilibrium, c, start, phi, settings, *matrices)
-        return tuple(v.unflatten(0, (size, batch)) for v in outputs), (0, 0, 0)
+        return tuple(v.unflatten(0, (size, batch)) for v in outputs), (0, 0, 0, 0)
 
 
 def _by_substitution(problem: _Equation, settings: Settings) -> Found:
@@ -335,17 +347,20 @@ class _Node:
     phi: Activation
     x: Tensor
     z: Tensor
+    c: Tensor
     matrices: list[Tensor]
     solved: Tensor  # (batch,)
     whole: bool  # whether all are known to be
 
     @classmethod
     def of(cls, ctx: Any) -> _Node:
-        c, x, residual, *matrices = ctx.saved_tensors
+        c, x, residual, z, *matrices = ctx.saved_tensors
         solved = residual <= ctx.settings.tol
         whole = not transforming() and bool(solved.all())
         x = x if whole else torch.where(solved[:, None], x, 0.0)
-        return cls(ctx.phi, x, affine(x, matrices, c), matrices, solved, whole)
+        if recording(x) or not whole:
+            z = affine(x, matrices, c)  # as a function of x
+        return cls(ctx.phi, x, z, c, matrices, solved, whole)
 
     def masked(self, value: Tensor) -> Tensor:
         return value if self.whole else torch.where(self.solved[:, None], value, 0.0)
@@ -353,30 +368,3 @@ class _Node:
     @property
     def slope(self) -> Tensor:
         return self.phi.slope(self.z)
-
-
-class _Complaint(torch.autograd.Function):
-    """Looks for elements on a kink, also from inside vmap."""
-
-    @staticmethod
-    def forward(z: Tensor, solved: Tensor, phi: Activation, settings: Settings) -> Tensor:
-        if settings.on_irregular != "ignore":
-            at = torch.nonzero(_kinked(phi, z) & solved)[:, 0].tolist()
-            complain(at, [KINK] * len(at), settings.on_irregular)
-        return z.new_zeros(())
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> None:
-        return None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, z: Tensor, solved: Tensor, *rest: Any) -> Any:
-        z, solved = (
-            v.expand(info.batch_size, *v.shape) if dim is None else v.movedim(dim, 0)
-            for v, dim in zip((z, solved), in_dims, strict=False)
-        )
-        return _Complaint.apply(z.flatten(0, 1), solved.flatten(), *rest), None

@@ -53,7 +53,11 @@ def _require_floating(name: str, value: Any, like: Tensor) -> None:
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise ParameterError(f"{name} is {kind}; expected a tensor of floating-point numbers.")
     if value.is_sparse:
-        raise ParameterError(f"{name} is sparse; pass {name}.to_dense().")
+        raise ParameterError(
+            f"{name} is sparse, which factorisations are not for: pass {name}.to_dense(), or "
+            "predict(weights, u), which solves for the states of cycles only and keeps the rest "
+            "sparse."
+        )
     if value.device != like.device:
         raise ParameterError(
             f"{name} is on {value.device}, but c is on {like.device}; put all on one device."

@@ -48,6 +48,11 @@ class Box:
     def intersect(self, other: Box) -> Box:
         return Box(torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper))
 
+    def where(self, mask: Tensor, other: Box) -> Box:
+        """These intervals where the mask says so, elsewhere the others."""
+        ends = ((self.lower, other.lower), (self.upper, other.upper))
+        return Box(*(torch.where(mask, mine, theirs) for mine, theirs in ends))
+
     def join(self, other: Box) -> Box:
         """Both, one after the other."""
         return Box(torch.cat([self.lower, other.lower], 1), torch.cat([self.upper, other.upper], 1))

@@ -200,9 +200,11 @@ class ImplicitModel(nn.Module):
         Raises
         ------
         ParameterError
-            If they do not fit, or A is not in the model's set.
+            If they do not fit, or A is not in the model's set, or the model's type holds fewer
+            digits than theirs.
         """
         weights = weights.dense()
+        self._check_type(weights.A.dtype)
         n = weights.state_features
         if n == self.state_features and _blocks(weights, n) != _blocks(self, n):
             raise ParameterError(
@@ -216,6 +218,15 @@ class ImplicitModel(nn.Module):
         for name, value in values.items():
             if (parameter := getattr(self, name)) is not None:
                 parameter.copy_(value)
+
+    def _check_type(self, dtype: torch.dtype) -> None:
+        """Refuse weights that would be rounded."""
+        own = self.raw_A.dtype
+        if torch.promote_types(dtype, own) != own:
+            raise ParameterError(
+                f"The weights are {dtype}, the model is {own}, to which they would be rounded: "
+                f"pass weights.to({own}), or make the model .to({dtype})."
+            )
 
     def _check_weight(self, name: str, value: Tensor) -> None:
         """Refuse a weight that does not fit, before any is taken over."""

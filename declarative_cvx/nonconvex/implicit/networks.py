@@ -74,7 +74,8 @@ def from_sequential(
     Raises
     ------
     SpecificationError
-        If a module is of another kind, or is in training mode where that matters.
+        If a module is of another kind, has forward hooks, or is in training mode where that
+        matters.
     """
     shape = (in_shape,) if isinstance(in_shape, int) else tuple(in_shape)
     like = next(network.parameters(), torch.empty(0))
@@ -118,6 +119,7 @@ def from_recurrent(network: nn.RNN, steps: int, *, sparse: bool = False) -> Impl
         raise SpecificationError(f"steps must be a positive integer, got {steps!r}.")
     if network.training and network.dropout and network.num_layers > 1:
         raise SpecificationError("The recurrent network drops out at random: call .eval() first.")
+    _require_no_hooks("", network)
     layers = [_recurrent_layer(network, layer, steps) for layer in range(network.num_layers)]
     whole = cascade(*layers)
     return whole if sparse else whole.dense()
@@ -125,6 +127,7 @@ def from_recurrent(network: nn.RNN, steps: int, *, sparse: bool = False) -> Impl
 
 def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     """The modules of nested sequentials in order, with the names by which they are reached."""
+    _require_no_hooks(name, module)
     if type(module).forward is not nn.Sequential.forward:
         yield name, module
         return
@@ -132,6 +135,16 @@ def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     for key, child in module._modules.items():
         if child is not None:
             yield from _leaves(child, f"{name}.{key}" if name else key)
+
+
+def _require_no_hooks(name: str, module: nn.Module) -> None:
+    """Refuse what a module computes beside its own function."""
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        raise SpecificationError(
+            f"Module {name!r} ({type(module).__name__}) has forward hooks or a forward of its own, "
+            "which may change what it computes. Remove them; of nn.utils.weight_norm and "
+            "spectral_norm by nn.utils.remove_weight_norm and remove_spectral_norm."
+        )
 
 
 def _require_known(name: str, module: nn.Module) -> None:

@@ -34,12 +34,15 @@ def transposed(matrices: Sequence[Tensor]) -> Matrices:
     return tuple(matrix.mT for matrix in reversed(matrices))
 
 
-def norms_of(matrices: Sequence[Tensor]) -> tuple[float, float]:
-    """Bounds on the size of x M and of x M' for |x| <= 1, in the max norm."""
-    sizes = [matrix.abs() for matrix in matrices]
-    sums = [size.sum(dim).amax() for dim in (0, 1) for size in sizes]
-    found = torch.stack(sums).tolist()
-    return math.prod(found[: len(sizes)]), math.prod(found[len(sizes) :])
+def norm_of(matrices: Sequence[Tensor], p: float) -> float:
+    """A bound on the norm of M', for p 1 or inf."""
+    dim = 0 if p == math.inf else 1
+    return math.prod(float(matrix.abs().sum(dim).amax()) for matrix in matrices)
+
+
+def sizes_of_terms(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """What the terms of x M add up to in size."""
+    return times(x.abs(), [matrix.abs() for matrix in matrices])
 
 
 def bilinear_gradient(w: Tensor, matrices: Sequence[Tensor], u: Tensor) -> Matrices:

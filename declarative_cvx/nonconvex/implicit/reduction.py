@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from declarative_cvx.errors import ParameterError
+from declarative_cvx.errors import ParameterError, SpecificationError, nearest
+from declarative_cvx.nonconvex.fixed_points.settings import check_solver
 from declarative_cvx.nonconvex.implicit.algebra import select_states, taken
 from declarative_cvx.nonconvex.implicit.equilibrium import solve_equilibrium
 from declarative_cvx.nonconvex.implicit.weights import ImplicitWeights
+
+# Of `solve_equilibrium`, where they mean something for all states.
+_OPTIONS = ("tol", "max_iters", "method", "on_irregular")
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,12 +192,19 @@ def predict(
     weights : ImplicitWeights
     u : Tensor, shape (batch, p)
     **options
-        Of `solve_equilibrium`.
+        Of `solve_equilibrium`: tol, max_iters, method, on_irregular.
 
     Returns
     -------
     Tensor, shape (batch, q)
         NaN for elements whose fixed point was not found.
+
+    Raises
+    ------
+    ParameterError
+        If inputs do not fit.
+    SpecificationError
+        If there is no such option.
     """
     x = states(weights, u, **options)
     return x @ weights.C.t() + u @ weights.D.t() + weights.c
@@ -206,6 +217,7 @@ def states(
 ) -> Tensor:
     """The states x of `predict`, shape (batch, n)."""
     require_inputs(weights, u)
+    _require_options(options)
     order = partition(weights)
     drive = u @ weights.B.t() + weights.b
     x = torch.zeros_like(drive)
@@ -237,6 +249,15 @@ def require_inputs(weights: ImplicitWeights, u: Tensor) -> None:
     if not bool(u.isfinite().all()):
         row, column = torch.nonzero(~u.isfinite())[0].tolist()
         raise ParameterError(f"u[{row}, {column}] is {u[row, column]}: inputs must be finite.")
+
+
+def _require_options(options: dict[str, Any]) -> None:
+    """Refuse options that mean nothing, also where no fixed point is to be solved."""
+    for name in options:
+        if name not in _OPTIONS:
+            raise SpecificationError(f"There is no option {name!r}. {nearest(name, _OPTIONS)}")
+    given = {"tol": None, "max_iters": 1, "method": "auto", "on_irregular": "warn", **options}
+    check_solver(**given)
 
 
 def _substituted(weights: ImplicitWeights, level: Tensor, drive: Tensor, x: Tensor) -> Tensor:

@@ -27,12 +27,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from declarative_cvx.backends import Clarabel
 from declarative_cvx.layer import DeclarativeLayer
 from declarative_cvx.nonconvex.implicit.weights import ImplicitWeights
 
 # Below that, relative to the largest entry, what a solver returns is rounding. As data of the next
 # problem such entries are no use, and spoil its units.
 _NOISE = 1e-9
+
+# Worst cases have many kinks, among which refinement starts near enough only from here.
+_TOLERANCE = 1e-12
 
 LOSSES = ("cross_entropy", "squared")
 
@@ -274,7 +278,8 @@ def _worst_loss(
 def _layer(
     problem: cp.Problem, parameters: Sequence[cp.Parameter], variables: Sequence[cp.Variable]
 ) -> DeclarativeLayer:
-    return DeclarativeLayer(problem, parameters, variables, solver="Clarabel", on_failure="nan")
+    solver = Clarabel(tol=_TOLERANCE)
+    return DeclarativeLayer(problem, parameters, variables, solver=solver, on_failure="nan")
 
 
 def _clean(value: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from declarative_cvx.errors import ParameterError, SpecificationError, nearest
 from declarative_cvx.nonconvex.implicit.activations import ReLU
 from declarative_cvx.nonconvex.implicit.equilibrium import solve_equilibrium
+from declarative_cvx.nonconvex.implicit.parametrizations import InfinityNorm
 from declarative_cvx.nonconvex.implicit.robust_counterpart import (
     LOSSES,
     HeadStep,
@@ -19,6 +20,9 @@ from declarative_cvx.nonconvex.implicit.robust_counterpart import (
     StateStep,
 )
 from declarative_cvx.nonconvex.implicit.weights import ImplicitWeights
+
+# Of Adam, for the start.
+_STEPS, _RATE = 150, 0.03
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +41,8 @@ class RobustFit:
     unsolved : tuple of int
         For each sweep, how many rows, heads and data points were left as they were because their
         problem was not solved.
+    refitted : bool
+        Whether (C, c) were fitted once more at the end: asked for, and that problem solved.
     """
 
     weights: ImplicitWeights
@@ -44,6 +50,7 @@ class RobustFit:
     objective: RobustObjective
     history: tuple[float, ...]
     unsolved: tuple[int, ...]
+    refitted: bool
 
 
 @torch.no_grad()
@@ -88,10 +95,11 @@ def fit_robust(
         At the end fit (C, c) once more, to the states that the model itself computes, with their
         derivatives by the input as recourse: relaxed states are not quite what it computes.
     start : ImplicitWeights, optional
-        A ReLU model to start from, with D = 0 and ||A||_inf <= kappa; random unless given. The
-        alternation stays near it: one trained as usual is better than a random one.
+        A ReLU model to start from, with D = 0 and ||A||_inf <= kappa. The alternation stays near
+        it; unless given, it is trained as usual, by gradients of the objective without
+        uncertainty.
     generator : torch.Generator, optional
-        For the random start.
+        For the weights from which that starts.
 
     Returns
     -------
@@ -119,9 +127,12 @@ def fit_robust(
         states, more = _kept(replace(states, active=active), state_step(weights, active))
         unsolved.append(missing + more)
         history.append(float(objective(weights, states)))
-    if refit:
-        weights = _refitted(objective, weights)
-    return RobustFit(weights, states, objective, tuple(history), tuple(unsolved))
+    last = _proper_head(objective, weights) if refit else None
+    if last is not None:
+        weights = replace(weights, C=last[0], c=last[1])
+    return RobustFit(
+        weights, states, objective, tuple(history), tuple(unsolved), refitted=last is not None
+    )
 
 
 def _updated(
@@ -145,16 +156,17 @@ def _kept(before: RelaxedStates, after: RelaxedStates) -> tuple[RelaxedStates, i
     return RelaxedStates(s, R, before.active), int(kept.sum())
 
 
-def _refitted(objective: RobustObjective, weights: ImplicitWeights) -> ImplicitWeights:
-    """(C, c) for the states proper, with their derivatives by the input as recourse."""
+def _proper_head(
+    objective: RobustObjective, weights: ImplicitWeights
+) -> tuple[Tensor, Tensor] | None:
+    """(C, c) for the states proper, with their derivatives by the input as recourse, if solved."""
     x = _solved_states(weights, objective.U @ weights.B.t() + weights.b)
     slope = weights.activation.slope(objective.arguments(weights, x))[:, :, None]
     eye = torch.eye(len(weights.A), dtype=x.dtype, device=x.device)
     R = torch.linalg.solve(eye - slope * weights.A, slope * weights.B)
     proper = RelaxedStates(x, R, x > 0)
     C, c = HeadStep(objective, len(weights.A), recourse=True)(proper)
-    same = c.isnan().any()
-    return replace(weights, C=torch.where(same, weights.C, C), c=torch.where(same, weights.c, c))
+    return None if bool(c.isnan().any()) else (C, c)
 
 
 def _objective(
@@ -193,15 +205,38 @@ def _sum_to_one(Y: Tensor) -> bool:
 def _start(
     objective: RobustObjective, n: int, generator: torch.Generator | None
 ) -> ImplicitWeights:
+    """A model trained as usual, by the objective without uncertainty, from a random one."""
     U, q = objective.U, objective.Y.shape[1]
 
     def draw(rows: int, columns: int) -> Tensor:
-        return torch.randn(rows, columns, generator=generator, dtype=U.dtype).to(U.device)
+        drawn = torch.randn(rows, columns, generator=generator, dtype=U.dtype)
+        return (drawn / columns**0.5).to(U.device)
 
-    A, B = draw(n, n), draw(n, U.shape[1]) / U.shape[1] ** 0.5
-    A = objective.kappa / 2 * A / A.abs().sum(1, keepdim=True)
-    none = U.new_zeros(q, U.shape[1])
-    return ImplicitWeights(A, B, 0 * draw(q, n), none, U.new_zeros(n), U.new_zeros(q), ReLU())
+    first = [draw(n, n), draw(n, U.shape[1]), draw(q, n), U.new_zeros(n), U.new_zeros(q)]
+    free = [value.requires_grad_() for value in first]
+    optimiser = torch.optim.Adam(free, lr=_RATE)
+    for _ in range(_STEPS):
+        optimiser.zero_grad()
+        with torch.enable_grad():
+            _nominal(objective, _projected(free, objective.kappa)).backward()
+        optimiser.step()
+    return _projected(free, objective.kappa).detach()
+
+
+def _projected(free: list[Tensor], kappa: float) -> ImplicitWeights:
+    """Weights whose A is the nearest one with ||A||_inf <= kappa."""
+    A, B, C, b, c = free
+    A = InfinityNorm(kappa).matrix(A) if kappa else 0 * A
+    return ImplicitWeights(A, B, C, B.new_zeros(len(C), B.shape[1]), b, c, ReLU())
+
+
+def _nominal(objective: RobustObjective, weights: ImplicitWeights) -> Tensor:
+    """The objective for certain inputs and the states proper."""
+    drive = objective.U @ weights.B.t() + weights.b
+    x = solve_equilibrium(weights.A, drive, weights.activation, on_irregular="ignore").x
+    certain = replace(objective, sigma=torch.zeros_like(objective.sigma))
+    none = weights.B.new_zeros(len(x), *weights.B.shape)
+    return certain(weights, RelaxedStates(x, none, x > 0))
 
 
 def _check_start(objective: RobustObjective, weights: ImplicitWeights, n: int) -> None:

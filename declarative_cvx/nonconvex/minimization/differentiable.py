@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from declarative_cvx.status import Status
 from declarative_cvx.transforms import (
     apply_function,
     forward_mode_is_nested,
+    over_gradients,
     without_inference_mode,
 )
 
@@ -91,7 +93,10 @@ class NonlinearCall:
         solved = self.found.status == int(Status.OPTIMAL)
         several = ambiguous(self.minimum(), singular & solved)
         return DerivativeReport(
-            torch.where(solved, residual, torch.nan), self.found.weak & solved, several
+            torch.where(solved, residual, torch.nan),
+            self.found.weak & solved,
+            several,
+            degenerate=self.found.degenerate & solved,
         )
 
 
@@ -198,15 +203,7 @@ class _Minimize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        node = _Node.of(ctx)
-        by_p, low, high = node.pull_back(*grads[:5])
-        bounds_grads = [
-            None if not has else grad.sum(0, keepdim=True) if shared else grad
-            for has, shared, grad in zip(
-                ctx.has_bounds, ctx.shared_bounds, (low, high), strict=True
-            )
-        ]
-        return None, None, *bounds_grads, *by_p
+        return None, None, *over_gradients(partial(_gradients, ctx), grads[:5])
 
     @staticmethod
     def jvp(ctx: Any, _call: Any, _start: Any, low: Any, high: Any, *changes: Any) -> Any:
@@ -232,6 +229,16 @@ class _Minimize(torch.autograd.Function):
         ]
         outputs = apply_function(_Minimize, call, start, *folded)
         return tuple(v.unflatten(0, (size, batch)) for v in outputs), (0,) * len(outputs)
+
+
+def _gradients(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+    """Of the bounds and the parameters."""
+    by_p, low, high = _Node.of(ctx).pull_back(*grads)
+    of_bounds = (
+        None if not has else grad.sum(0, keepdim=True) if shared else grad
+        for has, shared, grad in zip(ctx.has_bounds, ctx.shared_bounds, (low, high), strict=True)
+    )
+    return *of_bounds, *by_p
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,63 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from declarative_cvx.nonconvex.minimization.matrices import (
+    Matrix,
+    entry_sum,
+    first_row,
+    full,
+    mix,
+    other_rows,
+)
 from declarative_cvx.nonconvex.minimization.program import NonlinearProgram, Parameters
+from declarative_cvx.nonconvex.minimization.records import Record
 from declarative_cvx.nonconvex.minimization.scalars.separated import Separated
+from declarative_cvx.nonconvex.minimization.sparse.matrix import SparseMatrix
+from declarative_cvx.nonconvex.minimization.sparse.plan import Plan
 
 # Entries of Jacobians from which rows are pulled back one by one, if there are large parameters:
 # the copies of these that batched passes make then cost more than they save (measured).
 _TOGETHER = 40_000
-
-
-@dataclass(frozen=True, eq=False)
-class Record:
-    """Tensors that belong together, the batch the first dimension of each.
-
-    What is neither a tensor nor a record is the same for all elements.
-    """
-
-    def select(self, index: Tensor) -> Self:
-        """The elements named by an index tensor."""
-        return self._map(lambda value: value[index])
-
-    def put(self, index: Tensor, part: Self) -> Self:
-        """This record with the elements named by an index tensor taken from another one."""
-        return self._map(lambda value, new: value.index_copy(0, index, new), part)
-
-    def where(self, mask: Tensor, other: Self) -> Self:
-        """This record where mask, of shape (batch,), holds; the other one elsewhere."""
-        if mask.device.type == "cpu" and bool(mask.all()):
-            return self
-
-        def choose(mine: Tensor, others: Tensor) -> Tensor:
-            if mine is others:
-                return mine
-            return torch.where(mask.view(-1, *[1] * (mine.dim() - 1)), mine, others)
-
-        return self._map(choose, other)
-
-    def joined(self, others: Sequence[Self]) -> Self:
-        """This record's elements, then those of others."""
-        return self._map(lambda *values: torch.cat(values), *others)
-
-    def _map(self, function: Callable[..., Tensor], *others: Self) -> Self:
-        """Apply a function field by field, also to the records among the fields."""
-        found: dict[str, Any] = {}
-        for name in self.__dataclass_fields__:
-            mine, theirs = getattr(self, name), [getattr(other, name) for other in others]
-            if isinstance(mine, Record):
-                found[name] = mine._map(function, *theirs)
-            else:
-                found[name] = function(mine, *theirs) if isinstance(mine, Tensor) else mine
-        return replace(self, **found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,37 +37,44 @@ class Evaluation(Record):
     Attributes
     ----------
     values : Tensor, shape (batch, 1 + k + l)
-    jacobian : Tensor, shape (batch, 1 + k + l, n)
-    hessian : Tensor, shape (batch, n, n)
+    jacobian : Tensor or SparseMatrix, shape (batch, 1 + k + l, n)
+    hessian : Tensor or SparseMatrix, shape (batch, n, n)
         Of the rows' sum, weighted as asked for; (batch, 0, 0) if it was not.
+    plan : Plan or None
+        How systems with sparse matrices are factorised.
     """
 
     values: Tensor
-    jacobian: Tensor
-    hessian: Tensor
+    jacobian: Matrix
+    hessian: Matrix
+    plan: Plan | None = None
 
     @property
     def objective(self) -> Tensor:
         return self.values[:, 0]
 
-    @property
+    @cached_property
     def gradient(self) -> Tensor:
-        return self.jacobian[:, 0]
+        return first_row(self.jacobian)
 
     @property
     def constraints(self) -> Tensor:
         return self.values[:, 1:]
 
-    @property
-    def rows(self) -> Tensor:
+    @cached_property
+    def rows(self) -> Matrix:
         """Jacobian of the constraints, shape (batch, k + l, n)."""
-        return self.jacobian[:, 1:]
+        return other_rows(self.jacobian)
 
     @property
     def finite(self) -> Tensor:
         """Whether every number of an element is finite, bool, shape (batch,)."""
-        total = self.values.sum(1) + self.jacobian.sum((1, 2)) + self.hessian.sum((1, 2))
+        total = self.values.sum(1) + entry_sum(self.jacobian) + entry_sum(self.hessian)
         return torch.isfinite(total)
+
+    def dense(self) -> Evaluation:
+        """The same with full matrices."""
+        return Evaluation(self.values, full(self.jacobian), full(self.hessian))
 
 
 def equality_count(program: NonlinearProgram) -> int:
@@ -208,39 +184,34 @@ def _evaluate_scalars(
     separated: Separated, program: NonlinearProgram, x: Tensor, weights: Tensor | None
 ) -> Evaluation:
     batch, n = x.shape
-    given = [x.detach(), *flat_parameters(program.parameters)]
-    if weights is None:
-        rows, slopes = separated.first(batch, *given)
-        hessian = x.new_zeros(batch, 0, 0)
-    else:
+    given, none = [x.detach(), *flat_parameters(program.parameters)], x.new_zeros(batch, 0, 0)
+    if weights is not None:
         missing = sum(separated.sizes) - weights.shape[1]
         given.insert(1, torch.nn.functional.pad(weights.detach(), (0, missing)))
-        rows, slopes, hessian = separated.second(batch, *given)
-        hessian = hessian.view(batch, n, n)
-    return Evaluation(rows, slopes.view(batch, -1, n), hessian)
+    if program.sparse:
+        return _evaluate_sparse(separated, batch, given, weights is not None, none)
+    if weights is None:
+        rows, slopes = separated.first(batch, *given)
+        return Evaluation(rows, slopes.view(batch, -1, n), none)
+    rows, slopes, hessian = separated.second(batch, *given)
+    return Evaluation(rows, slopes.view(batch, -1, n), hessian.view(batch, n, n))
+
+
+def _evaluate_sparse(
+    separated: Separated, batch: int, given: list[Tensor], second: bool, none: Tensor
+) -> Evaluation:
+    sparse = separated.sparse
+    if not second:
+        rows, slopes = sparse.first(batch, *given)
+        return Evaluation(rows, SparseMatrix(slopes, sparse.jacobian), none, sparse.plan)
+    rows, slopes, curvatures = sparse.second(batch, *given)
+    hessian = SparseMatrix(curvatures, sparse.hessian)
+    return Evaluation(rows, SparseMatrix(slopes, sparse.jacobian), hessian, sparse.plan)
 
 
 def flat_parameters(parameters: Parameters) -> list[Tensor]:
     """Each (batch or 1, entries)."""
     return [value.detach().reshape(len(value), -1) for value in parameters]
-
-
-def mix(weights: Tensor, rows: Tensor) -> Tensor:
-    """Weighted sums of rows: (batch, r) and (batch, r, n) to (batch, n)."""
-    return torch.bmm(weights[:, None], rows)[:, 0]
-
-
-def squares(program: NonlinearProgram, rows: Tensor, weights: Tensor) -> Tensor:
-    """A' diag(w) A of the constraints' rows (batch, r, n) and weights (batch, r): (batch, n, n)."""
-    separated = program.separated
-    if separated is not None and separated.squares is not None:
-        return separated.squares(rows, weights)
-    return (rows * weights[:, :, None]).mT @ rows
-
-
-def along(rows: Tensor, x: Tensor) -> Tensor:
-    """Products of rows and x: (batch, r, n) and (batch, n) to (batch, r)."""
-    return torch.bmm(rows, x[:, :, None])[:, :, 0]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from declarative_cvx.kkt import fold
 from declarative_cvx.least_squares import FACTORED
-from declarative_cvx.nonconvex.minimization.active_set import ActiveSet
+from declarative_cvx.nonconvex.minimization.active_set import MEANINGFUL, ActiveSet
 from declarative_cvx.nonconvex.minimization.conjugate_gradients import conjugate_gradients, is_large
 from declarative_cvx.nonconvex.minimization.evaluation import (
     evaluate,
@@ -29,6 +29,7 @@ from declarative_cvx.nonconvex.minimization.evaluation import (
 )
 from declarative_cvx.nonconvex.minimization.program import NonlinearProgram, Parameters
 from declarative_cvx.nonconvex.minimization.scalars.separated import Separated
+from declarative_cvx.nonconvex.minimization.sparsity_rule import sparse_is_faster
 from declarative_cvx.transforms import apply_function, recording
 
 Record = Callable[[Tensor, Tensor], None]  # of residual and singularity, each (batch,)
@@ -206,12 +207,13 @@ class _Solve(torch.autograd.Function):
         none = torch.zeros_like(free, dtype=torch.bool)
         kept = torch.cat([free, active], 1)[:, :, None]
         program = replace(kind.program, parameters=parameters, batch=len(x))
+        program = replace(program, sparse=sparse_is_faster(program, len(x)))
         if is_large(program):
             w, residual, singular = _iteratively(program, x, y, rhs, free)
         else:
             weights = torch.cat([torch.ones_like(x[:, :1]), y], 1)
             at, active_set = evaluate(program, x, weights), ActiveSet(active > 0, free == 0, none)
-            w, residual, singular = active_set.solve(at, rhs * kept)
+            w, residual, singular = active_set.solve(at, rhs * kept, MEANINGFUL)
         if kind.record is not None:
             kind.record(residual.amax(1), singular)
         return w * kept

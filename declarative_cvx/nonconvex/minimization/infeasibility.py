@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from declarative_cvx.nonconvex.minimization.evaluation import Evaluation, evaluate, mix
+from declarative_cvx.nonconvex.minimization.evaluation import Evaluation, evaluate
+from declarative_cvx.nonconvex.minimization.matrices import (
+    Matrix,
+    full,
+    largest_entry,
+    mix,
+    scale,
+)
 from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
 
 # Curvature, relative to the Hessian's largest entry, that counts as negative.
@@ -19,7 +28,7 @@ def excess_of(at: Evaluation, equalities: int) -> Tensor:
 
 
 def infeasibility_slope(
-    pull: Tensor, excess: Tensor, rows: Tensor, x: Tensor, lower: Tensor, upper: Tensor
+    pull: Tensor, excess: Tensor, rows: Matrix, x: Tensor, lower: Tensor, upper: Tensor
 ) -> Tensor:
     """Slope of the weighted, squared violation where bounds leave one, shape (batch,).
 
@@ -31,7 +40,7 @@ def infeasibility_slope(
     pull : Tensor, shape (batch, k + l)
         Violations times their weights; the violations themselves are the unweighted ones.
     excess : Tensor, shape (batch, k + l)
-    rows : Tensor, shape (batch, k + l, n)
+    rows : Tensor or SparseMatrix, shape (batch, k + l, n)
     x, lower, upper : Tensor, shape (batch, n)
     """
     if not pull.shape[1]:
@@ -41,7 +50,7 @@ def infeasibility_slope(
     near = 1e-7 * size
     blocked = ((x - lower <= near) & (slope > 0)) | ((upper - x <= near) & (slope < 0))
     slope = (slope * size).masked_fill(blocked, 0.0)
-    terms = (pull[:, :, None] * rows * size[:, None]).abs().amax((1, 2))
+    terms = largest_entry(scale(rows, pull, size))
     whole = torch.maximum(terms, (pull * excess).sum(1))
     return slope.abs().amax(1) / whole.clamp(min=torch.finfo(x.dtype).tiny)
 
@@ -62,8 +71,9 @@ def less_violated(
     direction : Tensor, shape (batch, n)
     """
     weights = torch.cat([torch.zeros_like(x[:, :1]), pull], 1)
-    rows = at.rows * torch.where(excess != 0, (pull / excess).abs().sqrt(), 0.0)[:, :, None]
-    hessian = evaluate(program, x, weights).hessian + rows.mT @ rows
+    program, at = replace(program, sparse=False), at.dense()
+    rows = full(at.rows) * torch.where(excess != 0, (pull / excess).abs().sqrt(), 0.0)[:, :, None]
+    hessian = full(evaluate(program, x, weights).hessian) + rows.mT @ rows
     hessian = torch.nan_to_num(hessian * inside[:, :, None] * inside[:, None])
     curvatures, vectors = torch.linalg.eigh(hessian)
     negative = curvatures[:, 0] < -_NEGATIVE * hessian.abs().amax((1, 2))

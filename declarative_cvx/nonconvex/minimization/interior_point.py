@@ -9,12 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from declarative_cvx.nonconvex.minimization.condensed import condensed, damped_factors
 from declarative_cvx.nonconvex.minimization.evaluation import (
-    along,
     equality_count,
     evaluate,
-    mix,
-    squares,
 )
 from declarative_cvx.nonconvex.minimization.infeasibility import excess_of, infeasibility_slope
 from declarative_cvx.nonconvex.minimization.interior_state import (
@@ -33,6 +31,8 @@ from declarative_cvx.nonconvex.minimization.interior_state import (
     scaled,
     scaling,
 )
+from declarative_cvx.nonconvex.minimization.matrices import absolute, along, mix
+from declarative_cvx.nonconvex.minimization.matrices import scale as scaled_matrix
 from declarative_cvx.nonconvex.minimization.minimizer import (
     RUNNING,
     Iterative,
@@ -41,7 +41,7 @@ from declarative_cvx.nonconvex.minimization.minimizer import (
 )
 from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
 from declarative_cvx.nonconvex.minimization.sides import Sides
-from declarative_cvx.nonconvex.minimization.trust_region import damped_factor, row_sizes
+from declarative_cvx.nonconvex.minimization.trust_region import row_sizes
 from declarative_cvx.status import Status
 
 # Share of the predicted decrease of the merit function that a step has to achieve.
@@ -86,9 +86,9 @@ class InteriorPoint(Iterative):
         sides = Sides.of(program, start)
         x = inside(start, *bounds(program, start))
         raw = evaluate(program, x, torch.ones_like(x[:, :1]))
-        scale = scaling(raw)
+        scale = scaling(raw, x)
         at = scaled(raw, scale)
-        at = replace(at, hessian=raw.hessian * scale[:, 0, None, None])
+        at = replace(at, hessian=scaled_matrix(raw.hessian, scale[:, :1].expand_as(x)))
         k, one = equality_count(program), x.new_ones(len(x))
         s = (-at.constraints[:, k:]).clamp(min=0.1)
         gaps = all_gaps(x, s, sides)
@@ -180,7 +180,7 @@ class InteriorPoint(Iterative):
         k, p = state.y.shape[1], tried.primal[:, None]
         missed = (tried.trial.c - state.c) / p - d.equations
         rhs = -mix(d.row_weight * missed, state.at.rows)
-        dx = torch.cholesky_solve(rhs[:, :, None], d.factor)[:, :, 0]
+        dx = d.factors.solve(rhs)
         ds = -(missed + along(state.at.rows, dx))[:, k:] * d.share
         gaps = d.gaps + gap_moves(dx, ds, state.sides)
         bent = replace(d, x=d.x + dx, s=d.s + ds, gaps=gaps)
@@ -193,27 +193,28 @@ class InteriorPoint(Iterative):
         A, penalty = at.rows, state.penalty[:, None]
         weight, central = state.z / state.gaps, state.barrier[:, None] / state.gaps
         pi = torch.addcdiv(state.centre, state.c, penalty)
-        grad_x = at.gradient + mix(pi, A)
+        grad_x = at.gradient  # but for the part of the equations, which is pi'A
         grad_s = pi[:, k:] - central[:, :q]
         share = 1 / (1 + penalty * weight[:, :q])
         row_weight = torch.cat([(1 / penalty).expand(-1, k), weight[:, :q] * share], 1)
-        matrix = at.hessian + squares(program, A, row_weight)
+        diagonal = None
         if sides.count:
             grad_x = grad_x - sides.pull(central[:, q:])
-            matrix.diagonal(dim1=1, dim2=2).add_(sides.spread(weight[:, q:]))
+            diagonal = sides.spread(weight[:, q:])
+        matrix = condensed(program, at.hessian, A, row_weight, diagonal)
         units = partial(row_sizes, at.hessian, at.gradient, state.x)
-        damping, factor = damped_factor(matrix, units, state.damping)
-        rhs = mix(grad_s * share, A[:, k:]) - grad_x
-        dx = torch.cholesky_solve(rhs[:, :, None], factor)[:, :, 0]
+        damping, factors = damped_factors(matrix, units, state.damping)
+        pull = torch.cat([pi[:, :k], pi[:, k:] - grad_s * share], 1)
+        dx = factors.solve(-mix(pull, A) - grad_x)
         Adx = along(A, dx)
         ds = -(penalty * grad_s + Adx[:, k:]) * share
         move = gap_moves(dx, ds, sides)
         dz = torch.addcmul(central - state.z, weight, move, value=-1)
         dy = pi[:, :k] + Adx[:, :k] / penalty - state.y
-        slope = (grad_x * dx).sum(1) + (grad_s * ds).sum(1)
+        slope = (grad_x * dx).sum(1) + (pi * Adx).sum(1) + (grad_s * ds).sum(1)
         equations = Adx + torch.nn.functional.pad(ds, (k, 0))
         return Direction(
-            dx, ds, dy, dz, move, equations, slope, damping, factor, row_weight, share
+            dx, ds, dy, dz, move, equations, slope, damping, factors, row_weight, share
         )  # fmt: skip
 
     def _trial(
@@ -240,12 +241,12 @@ class InteriorPoint(Iterative):
     def _errors(self, state: Interior) -> Errors:
         """Stationarity, complementarity and feasibility, as they are and relative."""
         at, multipliers = state.at, state.multipliers
-        rows, size = at.rows.abs(), 1 + state.x.abs()
+        rows, size = absolute(at.rows), 1 + state.x.abs()
         slope = at.gradient + mix(multipliers, at.rows)
         if state.sides.count:
             slope = slope - state.sides.pull(state.z[:, state.s.shape[1] :])
         terms = torch.maximum(at.gradient.abs(), mix(multipliers.abs(), rows))
-        terms = torch.maximum(terms, along(at.hessian.abs(), size))
+        terms = torch.maximum(terms, along(absolute(at.hessian), size))
         dual, products = largest(slope), state.gaps * state.z
         mean = (state.y.abs().sum(1) + state.z.sum(1)) / max(state.y.shape[1] + state.z.shape[1], 1)
         error = torch.maximum(dual, largest(products - state.barrier[:, None])) / (1 + mean / 10)

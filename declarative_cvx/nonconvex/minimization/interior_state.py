@@ -7,12 +7,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from declarative_cvx.nonconvex.minimization.evaluation import Evaluation, Record
+from declarative_cvx.nonconvex.minimization.condensed import Factors
+from declarative_cvx.nonconvex.minimization.evaluation import Evaluation
+from declarative_cvx.nonconvex.minimization.matrices import largest_entry, row_largest
+from declarative_cvx.nonconvex.minimization.matrices import scale as scaled_matrix
 from declarative_cvx.nonconvex.minimization.minimizer import State
+from declarative_cvx.nonconvex.minimization.records import Record
 from declarative_cvx.nonconvex.minimization.sides import Sides
 
 # Steps go at most this share of the way to the boundary, or 1 - m if that is more.
 _BOUNDARY = 0.9
+# Share of a row's value that its slope is taken for, at least.
+_STEEPEST = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +58,7 @@ class Direction(Record):
     equations: Tensor  # (batch, k + l), of their linear model
     slope: Tensor  # (batch,), of the merit function
     damping: Tensor
-    factor: Tensor  # (batch, n, n), Cholesky's, of the condensed matrix
+    factors: Factors  # of the condensed matrix
     row_weight: Tensor  # (batch, k + l), of the equations in it
     share: Tensor  # (batch, l), of a violation that the slack takes
 
@@ -80,14 +86,19 @@ class Tried(Record):
 
 def scaled(raw: Evaluation, scale: Tensor) -> Evaluation:
     """Values and Jacobian of the scaled program; the Hessian's weights were scaled before."""
-    return replace(raw, values=raw.values * scale, jacobian=raw.jacobian * scale[:, :, None])
+    return replace(raw, values=raw.values * scale, jacobian=scaled_matrix(raw.jacobian, scale))
 
 
-def scaling(raw: Evaluation) -> Tensor:
-    """Factors that give slopes (and the objective's curvature) at the start size one or so."""
-    rows = raw.jacobian.abs().amax(2)
-    first = torch.maximum(rows[:, :1], raw.hessian.abs().amax((1, 2))[:, None]) / 10
-    sizes = torch.cat([first, rows[:, 1:]], 1)
+def scaling(raw: Evaluation, x: Tensor) -> Tensor:
+    """Factors that give slopes (and the objective's curvature) at the start size one or so.
+
+    A row whose slope happens to be small there, as that of |x|^2 = 1 near zero, is judged by its
+    value, which a change of x by its size or one may well make up for.
+    """
+    rows = row_largest(raw.jacobian)
+    first = torch.maximum(rows[:, :1], largest_entry(raw.hessian)[:, None]) / 10
+    steepest = _STEEPEST * raw.constraints.abs() / (1 + x.abs().amax(1, keepdim=True))
+    sizes = torch.cat([first, torch.maximum(rows[:, 1:], steepest)], 1)
     return torch.where(sizes > 1e-8, 1 / sizes.clamp(min=1e-8), 1.0).nan_to_num(1.0, 1.0)
 
 

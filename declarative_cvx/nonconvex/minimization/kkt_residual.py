@@ -7,10 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from declarative_cvx.nonconvex.minimization.evaluation import Evaluation, Record, mix
+from declarative_cvx.nonconvex.minimization.evaluation import Evaluation
+from declarative_cvx.nonconvex.minimization.matrices import (
+    column_largest,
+    mix,
+    row_largest,
+    scale,
+)
+from declarative_cvx.nonconvex.minimization.records import Record
 
 # Multipliers that are rounding, whatever the units: where the objective is constant all are.
 _NO_MULTIPLIER = 1e-15
+# Share of the steepest variable's terms that those of the others are taken for, at least.
+_FLOOR = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,13 +119,14 @@ def violations(
     formed, `bend` (batch, n) stands for the last of these.
     """
     size = 1 + point.x.abs()
-    rows = at.rows.abs()
-    row_size = (rows * size[:, None]).amax(2) + _tiny(size) if rows.shape[1] else rows[:, :, 0]
+    rows, row_size = at.rows, at.constraints
+    if rows.shape[1]:
+        row_size = row_largest(scale(rows, columns=size)) + _tiny(size)
     gradient = stationarity(at, point)
     slope = slopes(at, point, bend)
     relative = at.constraints / row_size
     g, z = relative[:, equalities:], point.y[:, equalities:]
-    pull = (rows[:, equalities:] / slope[:, None]).amax(2) if z.shape[1] else z
+    pull = row_largest(scale(rows, columns=1 / slope))[:, equalities:] if z.shape[1] else z
     slack, multiplier = [-g], [z * pull]
     if lower is not None and upper is not None:
         slack += [(point.x - lower) / size, (upper - point.x) / size]
@@ -132,17 +142,25 @@ def stationarity(at: Evaluation, point: KKTPoint) -> Tensor:
 
 
 def slopes(at: Evaluation, point: KKTPoint, bend: Tensor | None = None) -> Tensor:
-    """Size of the terms of the Lagrangian's gradient, shape (batch, n), positive."""
+    """`slope_terms`, positive."""
+    terms = slope_terms(at, point, bend)
+    return terms + _tiny(terms)
+
+
+def slope_terms(
+    at: Evaluation, point: KKTPoint, bend: Tensor | None = None, floor: float = _FLOOR
+) -> Tensor:
+    """Size of the terms of the Lagrangian's gradient, or a share of the largest, (batch, n)."""
     size = 1 + point.x.abs()
     terms = [at.gradient.abs(), point.lower, point.upper]
     if bend is not None:
         terms.append(bend)
     if at.hessian.shape[1]:
-        terms.append((at.hessian.abs() * size[:, None]).amax(2))
+        terms.append(row_largest(scale(at.hessian, columns=size)))
     if at.rows.shape[1]:
-        terms.append((at.rows.abs() * (point.y[:, :, None].abs() + _NO_MULTIPLIER)).amax(1))
+        terms.append(column_largest(scale(at.rows, point.y.abs() + _NO_MULTIPLIER)))
     largest = torch.stack(terms).amax(0)
-    return torch.maximum(largest, 1e-4 * largest.amax(1, keepdim=True)) + _tiny(largest)
+    return torch.maximum(largest, floor * largest.amax(1, keepdim=True))
 
 
 def _largest(values: Tensor) -> Tensor:

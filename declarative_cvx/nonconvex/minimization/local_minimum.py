@@ -8,15 +8,20 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.nonconvex.minimization.active_set import ActiveSet, weakly_active
+from declarative_cvx.nonconvex.minimization.attainment import NEAR, Attainment, attainment
 from declarative_cvx.nonconvex.minimization.conjugate_gradients import is_large
-from declarative_cvx.nonconvex.minimization.curvature import descent_directions, downhill
+from declarative_cvx.nonconvex.minimization.curvature import (
+    descent_directions,
+    downhill,
+    tangent,
+)
 from declarative_cvx.nonconvex.minimization.evaluation import (
     Record,
     equality_count,
-    row_count,
     values,
 )
 from declarative_cvx.nonconvex.minimization.external import External, InTurn, claimed
+from declarative_cvx.nonconvex.minimization.higher_order import falling_directions
 from declarative_cvx.nonconvex.minimization.infeasibility import (
     excess_of,
     infeasibility_slope,
@@ -35,16 +40,16 @@ from declarative_cvx.nonconvex.minimization.polish import (
     polish_without_hessian,
 )
 from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
+from declarative_cvx.nonconvex.minimization.sparsity_rule import entries, sparse_is_faster
+from declarative_cvx.nonconvex.minimization.stationary_point import stationary_point
 from declarative_cvx.status import Status
 
-# Residual of a start that Newton's method is tried from at once, and how far that may then lead.
-_WARM, _NEAR = 1e-2, 0.1
 # Relative slacks of active constraints that answers of unknown accuracy may have.
 _ACCURACIES = (1e-8, 1e-6, 1e-4, 1e-2)
-# How far, relatively, Newton's method may lead from an answer that is somebody else's.
-_SAME = 1e-2
 # Violation, and slope of the violation, both relative, of a point that shows infeasibility.
 _VIOLATED, _FLAT = 1e-6, 1e-4
+# Objective that is low for sure, and decrease, relative to it, on the way to twice x that is one.
+_LOW, _FALLING = -1e12, 1e-6
 # Entries of Jacobians and Hessians that are worked on at once.
 _AT_ONCE, _AT_ONCE_ELSEWHERE = 1_000_000, 500_000_000
 # Times that a saddle point is left.
@@ -67,6 +72,8 @@ class LocalMinimum(Record):
     status, iterations : Tensor of int64, shape (batch,)
     weak : Tensor of bool, shape (batch,)
         Whether a constraint is active with a zero multiplier.
+    degenerate : Tensor of bool, shape (batch,)
+        Whether curvature vanishes there in a direction in which the minimum is isolated.
     source : Tensor of int64, shape (batch,)
         Who found it: 0 is the minimiser, 1 the first of its alternatives, ...
     """
@@ -78,6 +85,7 @@ class LocalMinimum(Record):
     status: Tensor
     iterations: Tensor
     weak: Tensor
+    degenerate: Tensor
     source: Tensor
 
 
@@ -88,6 +96,7 @@ def local_minima(program: NonlinearProgram, start: Tensor, minimizer: Minimizer)
     without a verified answer it is the one with the smallest residual.
     """
     starts, batch, _ = start.shape
+    program = replace(program, sparse=sparse_is_faster(program, starts * batch))
     index = torch.arange(batch, device=start.device).repeat(starts)
     repeated = program if starts == 1 else program.select(index)
     with torch.no_grad():
@@ -115,8 +124,8 @@ def _choose(found: LocalMinimum, starts: int, batch: int) -> Tensor:
 def _in_parts(program: NonlinearProgram, start: Tensor, minimizer: Minimizer) -> LocalMinimum:
     """As many elements at once as fit a processor's cache."""
     limit = _AT_ONCE if start.device.type == "cpu" else _AT_ONCE_ELSEWHERE
-    numbers = program.variables * (program.variables + row_count(program))
-    parts = torch.arange(len(start), device=start.device).split(max(1, limit // numbers))
+    width = max(1, int(limit / entries(program)))
+    parts = torch.arange(len(start), device=start.device).split(width)
     if len(parts) < 2:
         return _minimise(program, start, minimizer)
     first, *rest = (_minimise(program.select(at), start[at], minimizer) for at in parts)
@@ -167,17 +176,19 @@ def _as_given(
     x = torch.where(usable[:, None], answer.x, start)
     if is_large(program):
         given = look_without_hessian(program, x, box)
-        best = polish_without_hessian(program, x, box)
+        best, settled = polish_without_hessian(program, x, box)
     else:
         given = _with_best_multipliers(program, x, box, equalities)
-        best = polish(program, given.point, box, equalities)
-    near = (best.point.x - x).abs() <= _SAME * (1 + x.abs())
-    best = best.where(near[:, :own].all(1), given)
-    status = torch.where(best.worst <= ACCEPTED, int(Status.OPTIMAL), int(Status.INACCURATE))
-    saddles = _saddles(program, best, equalities)[0]
+        best, settled = polish(program, given.point, box, equalities)
+    near = ((best.point.x - x).abs() <= NEAR * (1 + x.abs()))[:, :own].all(1)
+    best, settled = best.where(near, given), settled & near
+    reached = attainment(program, best, settled, box, equalities)
+    good = (best.worst <= ACCEPTED) & reached.there
+    status = torch.where(good, int(Status.OPTIMAL), int(Status.INACCURATE))
+    saddles = _saddles(program, best, box, equalities, reached)[0]
     status = status.index_fill(0, saddles, int(Status.INACCURATE))
     status = torch.where(usable, status, answer.status)
-    found = _assemble(best, status, answer.iterations, equalities)
+    found = _assemble(best, status, answer.iterations, equalities, reached)
     unknown = torch.full_like(found.value, torch.nan)
     return replace(
         found,
@@ -196,11 +207,22 @@ def _with_best_multipliers(
     return first
 
 
-def _saddles(program: NonlinearProgram, best: Candidate, equalities: int) -> tuple[Tensor, Tensor]:
-    """Elements that can be improved in a direction of negative curvature, and directions."""
+def _saddles(
+    program: NonlinearProgram,
+    best: Candidate,
+    box: Box | None,
+    equalities: int,
+    reached: Attainment,
+) -> tuple[Tensor, Tensor]:
+    """Elements that can be improved in a direction without positive curvature, and directions."""
     if is_large(program):
         return downhill(program, best)
-    return descent_directions(best.at, best.point.x, best.found, equalities)
+    left = tangent(best.at, best.point.x, best.found, equalities)
+    elements, directions = descent_directions(best.at, best.found, equalities, left)
+    steps = reached.direction * reached.degenerate[:, None]
+    more, ways = falling_directions(program, best, box, left, steps)
+    new = ~torch.isin(more, elements)
+    return torch.cat([elements, more[new]]), torch.cat([directions, ways[new]])
 
 
 def _box(program: NonlinearProgram, like: Tensor) -> Box | None:
@@ -257,75 +279,25 @@ def _one_round(
     equalities, box = equality_count(program), _box(program, start)
     if is_large(program):
         answer = minimizer.solve(program, start)
-        best = polish_without_hessian(program, answer.x, box)
+        best, settled = polish_without_hessian(program, answer.x, box)
         said, iterations = answer.status, answer.iterations
     else:
-        best, said, iterations = _stationary_point(program, start, minimizer, box, equalities)
-    elements, directions = _saddles(program, best, equalities)
+        best, settled, said, iterations = stationary_point(
+            program, start, minimizer, box, equalities
+        )
+    reached = attainment(program, best, settled, box, equalities)
+    elements, directions = _saddles(program, best, box, equalities, reached)
     pull = _pull(best, said, equalities)
     status = _verify(best, said, box, equalities, pull)
+    astray = ~reached.there & (status == int(Status.OPTIMAL))
+    status = torch.where(astray, int(Status.INACCURATE), status)
     solved = status[elements] == int(Status.OPTIMAL)
     elements, directions = elements[solved], directions[solved]
     stuck = torch.where(status == int(Status.INFEASIBLE))[0]
     if len(stuck):
         more, ways = _towards_feasibility(program, best, box, equalities, pull, stuck)
         elements, directions = torch.cat([elements, more]), torch.cat([directions, ways])
-    return _assemble(best, status, iterations, equalities), elements, directions
-
-
-def _stationary_point(
-    program: NonlinearProgram,
-    start: Tensor,
-    minimizer: Minimizer,
-    box: Box | None,
-    equalities: int,
-) -> tuple[Candidate, Tensor, Tensor]:
-    """A polished point, the minimiser's status, its iterations; none where the start was enough."""
-    best, warm = _from_start(program, start, box, equalities)
-    said = torch.full_like(warm, int(Status.OPTIMAL), dtype=torch.long)
-    iterations = torch.zeros_like(said)
-    cold = torch.where(~warm)[0]
-    if not len(cold):
-        return best, said, iterations
-    part = program if len(cold) == len(start) else program.select(cold)
-    answer = minimizer.solve(part, start[cold])
-    side = None if box is None else box.select(cold)
-    y = torch.cat([answer.equality, answer.inequality], 1)
-    given = KKTPoint(answer.x, y, answer.lower, answer.upper)
-    unknown = torch.isnan(torch.cat([y, answer.lower, answer.upper], 1)).any(1)
-    if bool(unknown.any()):
-        given = with_multipliers(part, answer.x, side, equalities).where(unknown, given)
-    found = polish(part, given, side, equalities)
-    if len(cold) == len(start):
-        return found, answer.status, answer.iterations
-    said, iterations = (
-        v.index_copy(0, cold, w)
-        for v, w in ((said, answer.status), (iterations, answer.iterations))
-    )
-    return best.put(cold, found), said, iterations
-
-
-def _from_start(
-    program: NonlinearProgram, start: Tensor, box: Box | None, equalities: int
-) -> tuple[Candidate, Tensor]:
-    """Newton's method from the start, and where it stays near it and ends at a minimum.
-
-    A start that is nearly a minimum so keeps its branch, whatever path a minimiser would take.
-    """
-    x = start if box is None else torch.minimum(torch.maximum(start, box.lower), box.upper)
-    first = look(program, with_multipliers(program, x, box, equalities), box, equalities)
-    warm = first.worst <= _WARM
-    near = torch.where(warm)[0]
-    if not len(near):
-        return first, warm
-    part = program if len(near) == len(x) else program.select(near)
-    side = None if box is None else box.select(near)
-    found = polish(part, first.point.select(near), side, equalities)
-    move = (found.point.x - x[near]).abs() / (1 + x[near].abs())
-    good = (found.worst <= ACCEPTED) & (move <= _NEAR).all(1)
-    saddles = descent_directions(found.at, found.point.x, found.found, equalities)[0]
-    good = good.index_fill(0, saddles, False)
-    return first.put(near, found), warm.index_copy(0, near, good)
+    return _assemble(best, status, iterations, equalities, reached), elements, directions
 
 
 def _towards_feasibility(
@@ -348,7 +320,9 @@ def _towards_feasibility(
     return stuck[negative], ways[negative]
 
 
-def _assemble(best: Candidate, status: Tensor, iterations: Tensor, equalities: int) -> LocalMinimum:
+def _assemble(
+    best: Candidate, status: Tensor, iterations: Tensor, equalities: int, reached: Attainment
+) -> LocalMinimum:
     active = ActiveSet.of(best.found, best.point.y.shape[1] - equalities)
     point = replace(
         best.point,
@@ -358,7 +332,7 @@ def _assemble(best: Candidate, status: Tensor, iterations: Tensor, equalities: i
     )
     return LocalMinimum(
         point, active, best.at.objective, best.found.residuals, status, iterations,
-        weakly_active(best.found), torch.zeros_like(status),
+        weakly_active(best.found), reached.degenerate, torch.zeros_like(status),
     )  # fmt: skip
 
 
@@ -373,6 +347,13 @@ def _pull(best: Candidate, said: Tensor, equalities: int) -> Tensor:
     return torch.where((said == int(Status.INFEASIBLE))[:, None], weighted, excess)
 
 
+def _falls(best: Candidate) -> Tensor:
+    """Where a far point's objective does not just approach a limit, bool, shape (batch,)."""
+    value = best.at.objective
+    slope = -(best.point.x * best.at.gradient).sum(1)
+    return (value < _LOW) | (slope > _FALLING * (1 + value.abs()))
+
+
 def _verify(
     best: Candidate, said: Tensor, box: Box | None, equalities: int, pull: Tensor
 ) -> Tensor:
@@ -384,7 +365,7 @@ def _verify(
     flat = infeasibility_slope(pull, excess, best.at.rows, x, lower, upper) <= _FLAT
     failed = (said == int(Status.ITERATION_LIMIT)) | (said == int(Status.NUMERICAL_ERROR))
     status = torch.where(failed, said, int(Status.INACCURATE))
-    unbounded = (said == int(Status.UNBOUNDED)) & (residuals.primal <= _VIOLATED)
+    unbounded = (said == int(Status.UNBOUNDED)) & (residuals.primal <= _VIOLATED) & _falls(best)
     status = torch.where(unbounded, int(Status.UNBOUNDED), status)
     infeasible = (residuals.primal > _VIOLATED) & flat
     status = torch.where(infeasible, int(Status.INFEASIBLE), status)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.errors import BackendError
-from declarative_cvx.nonconvex.minimization.evaluation import Record
 from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
+from declarative_cvx.nonconvex.minimization.records import Record
 from declarative_cvx.status import Status
 
 # Iterations between looks at what is finished, where looking means waiting for the device.

@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.nonconvex.minimization.active_set import ActiveSet
-from declarative_cvx.nonconvex.minimization.evaluation import Evaluation, along, evaluate, mix
+from declarative_cvx.nonconvex.minimization.evaluation import Evaluation, evaluate
 from declarative_cvx.nonconvex.minimization.kkt_residual import KKTPoint, stationarity, violations
+from declarative_cvx.nonconvex.minimization.matrices import along, full, mix
 from declarative_cvx.nonconvex.minimization.polish import Box
 from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
+from declarative_cvx.nonconvex.minimization.saddle_point import SaddlePoint
+from declarative_cvx.nonconvex.minimization.sparse.plan import Plan
 
 # Relative slack up to which a constraint is taken for active.
 _NEAR = 1e-2
@@ -81,8 +84,10 @@ def least_squares_multipliers(at: Evaluation, active: ActiveSet) -> Tensor:
     """Of the active rows, stationarity in the free variables least violated: (batch, k + l)."""
     if not at.rows.shape[1]:
         return at.constraints
-    kept = active.rows.to(at.rows)
-    rows = at.rows * active.free[:, None] * kept[:, :, None]
+    if at.plan is not None:
+        return _sparsely(at, at.plan, active)
+    kept = active.rows.to(at.values)
+    rows = full(at.rows) * active.free[:, None] * kept[:, :, None]
     size = torch.linalg.vector_norm(rows, dim=2)
     size = torch.where(size > 0, size, 1.0)
     rows = rows / size[:, :, None]
@@ -91,3 +96,11 @@ def least_squares_multipliers(at: Evaluation, active: ActiveSet) -> Tensor:
     rhs = -(rows @ at.gradient[:, :, None])
     found = torch.linalg.solve_ex(normal, rhs)[0][:, :, 0]
     return torch.nan_to_num(found / size, 0.0, 0.0, 0.0)
+
+
+def _sparsely(at: Evaluation, plan: Plan, active: ActiveSet) -> Tensor:
+    """By the system that has the identity for a Hessian."""
+    system = SaddlePoint.of(plan, None, at.rows, active.free, active.rows)
+    slope = at.gradient * active.free
+    found = system.solve(torch.cat([-slope, torch.zeros_like(at.constraints)], 1))[0]
+    return torch.nan_to_num(found[:, slope.shape[1] :], 0.0, 0.0, 0.0)

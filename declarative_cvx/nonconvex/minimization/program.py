@@ -45,6 +45,8 @@ class NonlinearProgram:
         Number k of equalities; None: found by evaluating them.
     separable : Separable or None
         The same functions, to be taken apart, if that can be kept from call to call.
+    sparse : bool
+        Whether derivatives are sparse matrices; only where the functions can be taken apart.
     """
 
     variables: int
@@ -58,6 +60,7 @@ class NonlinearProgram:
     batched: bool = False
     equalities: int | None = None
     separable: Separable | None = None
+    sparse: bool = False
 
     @property
     def device(self) -> torch.device:

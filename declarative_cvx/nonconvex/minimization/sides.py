@@ -8,9 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from declarative_cvx.nonconvex.minimization.evaluation import Record
 from declarative_cvx.nonconvex.minimization.minimizer import bounds
 from declarative_cvx.nonconvex.minimization.program import NonlinearProgram
+from declarative_cvx.nonconvex.minimization.records import Record
 
 # By how much bounds are widened, so that fixed variables have an inside.
 _WIDER = 1e-9

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from declarative_cvx.nonconvex.minimization.evaluation import Evaluation, along, evaluate
+from declarative_cvx.nonconvex.minimization.condensed import FullCondensed, damped_factors
+from declarative_cvx.nonconvex.minimization.evaluation import Evaluation, evaluate
+from declarative_cvx.nonconvex.minimization.matrices import Matrix, along, full, row_largest, scale
 from declarative_cvx.nonconvex.minimization.minimizer import (
     RUNNING,
     Iterative,
@@ -26,6 +27,8 @@ from declarative_cvx.status import Status
 _ENOUGH = 1e-4
 # Damping below which there is none, and above which no step can help any more.
 _LEAST, _MOST = 1e-10, 1e16
+# Share of the largest change of slope that those of other variables are taken for, at least.
+_FLAT = 1e-12
 # Attempts at a factorisation in one iteration, each with more damping.
 _ATTEMPTS = 6
 
@@ -61,7 +64,10 @@ class TrustRegion(Iterative):
         lower, upper = bounds(program, state.x)
         at = state.at
         damping, step = damped_step(
-            at.hessian, at.gradient, ~held_back(state.x, state.at.gradient, lower, upper), state
+            full(at.hessian),
+            at.gradient,
+            ~held_back(state.x, state.at.gradient, lower, upper),
+            state,
         )
         x = torch.minimum(torch.maximum(state.x + step, lower), upper)
         move = x - state.x
@@ -91,7 +97,8 @@ class TrustRegion(Iterative):
         gradient = state.at.gradient.masked_fill(
             held_back(state.x, state.at.gradient, lower, upper), 0.0
         )
-        size = (state.at.hessian.abs() * (1 + state.x.abs())[:, None]).amax(2)
+        size = row_largest(scale(state.at.hessian, columns=1 + state.x.abs()))
+        size = torch.maximum(size, _FLAT * size.amax(1, keepdim=True))
         done = (gradient.abs() <= self.tol * size).all(1)
         away = state.at.objective < -1e18
         away |= (state.x.abs().amax(1) > 1e15) & (state.at.objective < 0)
@@ -115,38 +122,13 @@ def damped_step(
     mask = free.to(hessian.dtype)
     diagonal = row_sizes(hessian, gradient, state.x) * mask + (1 - mask)
     matrix = hessian * mask[:, :, None] * mask[:, None, :] + torch.diag_embed(1 - mask)
-    damping, factor = damped_factor(matrix, lambda: diagonal, state.damping)
-    rhs = (-gradient * mask)[:, :, None]
-    return damping, torch.cholesky_solve(rhs, factor)[:, :, 0]
+    damping, factors = damped_factors(FullCondensed(matrix), lambda: diagonal, state.damping)
+    return damping, factors.solve(-gradient * mask)
 
 
-def row_sizes(hessian: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
+def row_sizes(hessian: Matrix, gradient: Tensor, x: Tensor) -> Tensor:
     """Units of curvature of the variables, shape (batch, n), positive."""
-    rows = hessian.abs().amax(2)
+    rows = row_largest(hessian)
     slope = gradient.abs().amax(1, keepdim=True) / (1 + x.abs().amax(1, keepdim=True))
     tiny = torch.finfo(x.dtype).tiny ** 0.5
     return torch.maximum(rows, 1e-4 * torch.maximum(rows.amax(1, keepdim=True), slope) + tiny)
-
-
-def damped_factor(
-    matrix: Tensor, units: Callable[[], Tensor], damping: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Damping t with matrix + t diag(units) positive definite, and its Cholesky factor.
-
-    After the attempts of one iteration the last one's factor is returned, good or not. The units,
-    (batch, n), are only asked for where there is damping.
-    """
-    free_look = matrix.device.type == "cpu"
-    undamped = free_look and not bool(damping.any())
-    damped = matrix if undamped else matrix + torch.diag_embed(damping[:, None] * units())
-    factor, info = torch.linalg.cholesky_ex(damped)
-    for _ in range(_ATTEMPTS - 1):
-        if free_look and not bool(info.any()):
-            break
-        at = torch.where(info > 0)[0] if free_look else torch.arange(len(info), device=info.device)
-        raised = torch.where(info > 0, torch.clamp(damping * 4, min=1e-2), damping)[at]
-        damping = damping.index_copy(0, at, raised)
-        damped = matrix[at] + torch.diag_embed(raised[:, None] * units()[at])
-        part, failed = torch.linalg.cholesky_ex(damped)
-        factor, info = factor.index_copy(0, at, part), info.index_copy(0, at, failed)
-    return damping, factor

@@ -42,6 +42,7 @@ from declarative_cvx.nonconvex.translation.along_axes import (
     running_along,
 )
 from declarative_cvx.nonconvex.translation.rule import Function, Operand, Rule, of_arguments
+from declarative_cvx.rewriting.square_root import FLOOR, SquareRoot
 
 
 def _symmetric(X: Tensor) -> Tensor:
@@ -149,6 +150,24 @@ def _eye_minus_inv(X: Tensor) -> Tensor:
     return torch.linalg.inv_ex(eye - X).inverse
 
 
+def _square_root(P: Tensor) -> Tensor:
+    """R with R R = P. The derivative is that of a solution of this equation, not of eigenvectors.
+
+    In the basis of the eigenvectors a change E of R = diag(r) obeys r E + E r + E E = D for a
+    change D of P. Two steps of iteration, at D = 0, have the right first and second derivatives.
+    """
+    P = _symmetric(P)
+    values, vectors = torch.linalg.eigh(torch.nan_to_num(P.detach()))  # else it raises
+    largest = values[..., -1:]
+    floor = FLOOR * torch.where(largest > 0, largest, 1.0)
+    roots = torch.maximum(values, floor).sqrt()
+    sums = roots[..., :, None] + roots[..., None, :]
+    change = vectors.mT @ (P - P.detach()) @ vectors
+    first = change / sums
+    second = (change - first @ first) / sums
+    return vectors @ (torch.diag_embed(roots) + second) @ vectors.mT
+
+
 MATRIX: dict[type, Rule] = {
     Prod: over_axes(product),
     cumprod: running_along(torch.mul, 1.0),
@@ -177,5 +196,6 @@ MATRIX: dict[type, Rule] = {
     condition_number: of_arguments(_condition_number),
     dist_ratio: of_arguments(_dist_ratio),
     eye_minus_inv: of_arguments(_eye_minus_inv),
+    SquareRoot: of_arguments(_square_root),
     gmatmul: lambda atom: (lambda A, X: (A @ X.log()).exp(), [atom.A, atom.args[0]]),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from declarative_cvx.nonconvex.minimization.scalars.forms import ZERO, NotSeparableError, Scalars
 from declarative_cvx.nonconvex.minimization.scalars.symbols import Symbols
 from declarative_cvx.nonconvex.minimization.scalars.tape import Tape
+from declarative_cvx.nonconvex.minimization.sparse.pattern import Pattern
+from declarative_cvx.nonconvex.minimization.sparse.plan import Plan
 from declarative_cvx.transforms import outside_transforms
 
 Entries = tuple[dict[int, int], int]  # forms by their places, and the number of places
@@ -89,6 +92,33 @@ class Separable:
                 return None
 
 
+@dataclass(frozen=True)
+class SparseFunctions:
+    """The tapes of `Separated` whose derivatives are the entries of sparse matrices.
+
+    Attributes
+    ----------
+    first, second : Tape
+    jacobian, hessian : Pattern
+        Of all rows, and of both triangles.
+    plan : Plan or None
+        How systems with them are factorised; None if the factors are nearly full.
+    """
+
+    first: Tape
+    second: Tape
+    jacobian: Pattern
+    hessian: Pattern
+    plan: Plan | None
+
+
+def _packed(entries: dict[int, int], shape: tuple[int, int]) -> tuple[Pattern, Entries]:
+    """The pattern of sparse entries, and those by their numbers."""
+    places = sorted(place for place, form in entries.items() if form != ZERO)
+    packed = {i: entries[place] for i, place in enumerate(places)}
+    return Pattern([divmod(place, shape[1]) for place in places], shape), (packed, len(packed))
+
+
 class Separated:
     """Rows of one element as expressions of scalars, and their derivatives.
 
@@ -120,7 +150,7 @@ class Separated:
         variables: int,
         shapes: Sequence[tuple[int, ...]],
     ) -> None:
-        self._scalars = Scalars()
+        self._scalars, self._lock = Scalars(), threading.RLock()
         x = self._new_inputs((variables,))
         parameters = tuple(self._new_inputs(shape) for shape in shapes)
         self._x, self._p = x.forms, [value.forms for value in parameters]
@@ -155,8 +185,27 @@ class Separated:
         self.product = self._tape([y, w[: len(self._x)]], [self._curved(y, w)])
         self.pulled_back = self._tape([y, w, c], self._gradients(y, w, c[0]))
 
-    def _tape(self, more: Sequence[Sequence[int]], outputs: Sequence[Entries]) -> Tape:
-        return Tape(self._scalars, [self._x, *more, *self._p], outputs)
+    def _tape(
+        self, more: Sequence[Sequence[int]], outputs: Sequence[Entries], across: bool = False
+    ) -> Tape:
+        return Tape(self._scalars, [self._x, *more, *self._p], outputs, across)
+
+    @cached_property
+    def sparse(self) -> SparseFunctions:
+        """The same with sparse outputs, made when they are first asked for."""
+        with self._lock, outside_transforms(), torch.inference_mode(False), torch.no_grad():
+            return self._sparse()
+
+    def _sparse(self) -> SparseFunctions:
+        values, n = self._values(), len(self._x)
+        weights = self._inputs(len(self._rows))
+        jacobian, slopes = _packed(self._slopes()[0], (len(self._rows), n))
+        hessian, curvatures = _packed(self._curvatures(weights)[0], (n, n))
+        return SparseFunctions(
+            self._tape([], [values, slopes], across=True),
+            self._tape([weights], [values, slopes, curvatures], across=True),
+            jacobian, hessian, Plan.of(hessian, jacobian.rest),
+        )  # fmt: skip
 
     def _inputs(self, count: int) -> list[int]:
         return [self._scalars.input() for _ in range(count)]

@@ -33,6 +33,8 @@ class Tape:
         Forms of the entries of each input.
     outputs : sequence of (mapping of int to int, int)
         Forms of the entries of each output by their places, the others being zero; its size.
+    across : bool
+        Whether outputs keep the batch innermost in memory.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class Tape:
         scalars: Scalars,
         inputs: Sequence[Sequence[int]],
         outputs: Sequence[tuple[Mapping[int, int], int]],
+        across: bool = False,
     ) -> None:
-        self._scalars = scalars
+        self._scalars, self._across = scalars, across
         self._rows: dict[int, int] = {}  # of forms
         self._size = 1  # row 0 is one
         for forms in inputs:
@@ -192,6 +195,10 @@ class Tape:
             )
             for start in range(0, batch, width)
         ]
+        if self._across:
+            return [
+                torch.cat([v.t() for v in pieces], 1).t() for pieces in zip(*parts, strict=True)
+            ]
         return [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
     def _columns(
@@ -202,6 +209,8 @@ class Tape:
         table.narrow(0, 0, given.shape[1]).copy_(given.t())
         for step in steps:
             step(table)
+        if self._across:
+            return [output.across(table).t() for output in outputs]
         return [output(table) for output in outputs]
 
 
@@ -215,6 +224,14 @@ class _Output:
 
     def to(self, device: torch.device) -> _Output:
         return _Output(*(v.to(device) for v in (self.constant, self.places, self.rows)))
+
+    def across(self, table: Tensor) -> Tensor:
+        """(size, columns)"""
+        size, found = len(self.constant), table.index_select(0, self.rows)
+        if len(self.rows) < size:
+            whole = self.constant[:, None].repeat(1, table.shape[1])
+            return whole.index_copy_(0, self.places, found)
+        return found
 
     def __call__(self, table: Tensor) -> Tensor:
         """(columns, size)"""
