@@ -6,7 +6,7 @@ where phi'(z) = a. So for every slope there is a best line on each side, and any
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -146,7 +146,10 @@ def _sigmoid_turn(slope: Tensor) -> Tensor:
 
 # Piecewise linear and convex, with the kink at 0. Of others no turning point is known.
 _BENT = (ReLU, LeakyReLU, Identity)
-_TURNS = {Tanh: _tanh_turn, Sigmoid: _sigmoid_turn} | dict.fromkeys(_BENT, torch.zeros_like)
+_TURNS: dict[type[Activation], Callable[[Tensor], Tensor]] = {
+    Tanh: _tanh_turn,
+    Sigmoid: _sigmoid_turn,
+} | dict.fromkeys(_BENT, torch.zeros_like)
 
 
 def _sizes(activation: Activation, box: Box) -> tuple[int, ...]:
