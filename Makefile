@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED_BY := setup.cfg pyproject.toml constraints.txt
+INSTALLED_BY := setup.cfg setup.py pyproject.toml constraints.txt $(wildcard declarative_cvx/compiled/*)
 OUTPUT ?= elastic_net.png
 MIXED ?= mixed_network.png
 
@@ -46,6 +46,7 @@ docs: $(VENV)/.docs  ## build the site of guides and reference in docs/_build/ht
 clean:  ## remove the environment, caches and results
 	rm -rf $(VENV) build dist *.egg-info *.png docs/_build docs/api/generated
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
+	rm -f declarative_cvx/compiled/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -20,6 +20,7 @@ from declarative_cvx.backends import (
     Backend,
     Capabilities,
     Clarabel,
+    DualActiveSet,
     Moreau,
 )
 from declarative_cvx.comparison import Comparison, Sweep, compare
@@ -102,6 +103,7 @@ __all__ = [
     "DerivativeModeError",
     "DerivativeReport",
     "Diffcp",
+    "DualActiveSet",
     "EigenSolution",
     "FixedPointLayer",
     "FixedPointProblem",

@@ -1,8 +1,8 @@
-"""The one place where solving enters torch's automatic differentiation."""
+"""Where solving enters torch's automatic differentiation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,19 @@ from declarative_cvx.derivative import Derivative
 from declarative_cvx.derivative.regularity import (
     DerivativeReport,
     Outputs,
+    Solved,
     ambiguous,
     assess,
     data_gradients,
+    suspect,
     weakly_active,
+)
+from declarative_cvx.elimination import (
+    extend,
+    extend_data_gradients,
+    reduce,
+    restrict,
+    restrict_changes,
 )
 from declarative_cvx.errors import DerivativeModeError
 from declarative_cvx.irregular import complain
@@ -61,23 +70,27 @@ class Call:
     solution: ConeSolution | None = None
     report: DerivativeReport | None = None
 
-    def scaled(self) -> tuple[ConeProgram, Point, Tensor]:
-        """Program and point in units of size one, solved elements only, and their places."""
+    def scaled(self) -> tuple[Solved, Tensor | None]:
+        """What is solved in units of size one, solved elements only, and their places.
+
+        None stands for all places.
+        """
         assert self.program is not None
         assert self.solution is not None
-        found, program = self.solution, self.program
+        found, program, at = self.solution, self.program, None
         point = (found.x, found.y, found.s)
-        at = torch.where(found.solved)[0]
-        if len(at) < len(found.solved):
+        if not found.all_solved:
+            at = torch.where(found.solved)[0]
             program, point = program.select(at), (found.x[at], found.y[at], found.s[at])
         scaling, scaled = Scaling.scaled(program)
-        return scaled, scaling.point(*point), at
+        return Solved(scaled, scaling.point(*point)), at
 
     def assess(self) -> DerivativeReport:
         """The report of the last backward pass, or one made by probing."""
         if self.report is None:
-            program, point, at = self.scaled()
-            self.report = self._whole(at, assess(program, point, self.derivative, self.outputs))
+            solved, at = self.scaled()
+            report = assess(solved, self._residual(at), self.derivative, self.outputs)
+            self.report = self._whole(at, report)
         return self.report
 
     def record(self, residual: Tensor, singular: Tensor) -> None:
@@ -91,27 +104,38 @@ class Call:
         singular : Tensor of bool, shape (batch,)
             Likewise.
         """
-        program, point, at = self.scaled()
+        place, at = self.scaled()
         assert self.solution is not None
-        times = len(self.solution.solved) // max(len(residual), 1)
-        if times > 1 or len(at) < len(residual):
-            residual, singular = residual.repeat(times)[at], singular.repeat(times)[at]
-        if self.report is None:
-            weak = weakly_active(program, point, self.derivative, self.outputs)
-            several = ambiguous(program, point, singular, self.outputs)
+        times = self.solution.status.shape[0] // max(residual.shape[0], 1)
+        if times > 1:
+            residual, singular = residual.repeat(times), singular.repeat(times)
+        residual, singular = _at(residual, at), _at(singular, at)
+        found = self._residual(at)
+        suspected = suspect(place, found, residual, singular)
+        if not bool(suspected.any()):
+            weak = several = suspected
+        elif self.report is None:
+            weak = weakly_active(place, found, self.derivative, self.outputs)
+            several = ambiguous(place, singular, self.outputs)
         else:
-            weak, several = self.report.weakly_active[at], self.report.ambiguous[at]
+            weak, several = _at(self.report.weakly_active, at), _at(self.report.ambiguous, at)
         report = DerivativeReport(residual, weak, several)
         self.report = self._whole(at, report)
-        if not bool(report.regular.all()):
+        if weak is not suspected and not bool(report.regular.all()):
             irregular = torch.where(~report.regular)[0]
             reasons = [report.reason[i] for i in irregular.tolist()]
-            complain(at[irregular].tolist(), reasons, self.on_irregular)
+            places = irregular if at is None else at[irregular]
+            complain(places.tolist(), reasons, self.on_irregular)
 
-    def _whole(self, at: Tensor, part: DerivativeReport) -> DerivativeReport:
+    def _residual(self, at: Tensor | None) -> Tensor:
+        """The largest residuals of some elements' solutions."""
+        assert self.solution is not None
+        return _at(self.solution.residuals.worst, at)
+
+    def _whole(self, at: Tensor | None, part: DerivativeReport) -> DerivativeReport:
         """A report on the solved elements as one on all."""
         assert self.solution is not None
-        if len(at) == len(self.solution.solved):
+        if at is None:
             return part
         residual = torch.full_like(self.solution.residuals.primal, torch.nan)
         no = torch.zeros_like(self.solution.solved)
@@ -122,7 +146,11 @@ class Call:
         )
 
 
-def solve_differentiably(program: ConeProgram, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+def _at(v: Tensor, at: Tensor | None) -> Tensor:
+    return v if at is None else v[at]
+
+
+def solve_differentiably(program: ConeProgram, call: Call) -> tuple[Tensor, Tensor]:
     """Solve a batch of cone programs, differentiably, any number of times and in both modes.
 
     Elements that were not solved are NaN and get zero gradient.
@@ -135,57 +163,68 @@ def solve_differentiably(program: ConeProgram, call: Call) -> tuple[Tensor, Tens
 
     Returns
     -------
-    x : Tensor, shape (batch, n)
-    y : Tensor, shape (batch, m)
-    objective : Tensor, shape (batch,)
-        1/2 x'P x + q'x at the solution. Its gradient needs no linear system (DDN eq. 10).
+    x, y : Tensor
+        Of the reduced program (`declarative_cvx.elimination`), shapes (batch, X) and (batch, R).
     """
-    x, y, objective, _ = apply_function(_Solve, program.P, program.q, program.A, program.b, call)
-    if call.program is not None and not recording(program.P, program.q, program.A, program.b):
+    data = (program.P, program.q, program.A, program.b)
+    x, y, _ = apply_function(_Solve, *data, call)
+    if call.program is not None and not recording(*data):
         call.program.forget()  # no backward pass will come
-    return x, y, objective
+    return x, y
+
+
+def extend_differentiably(program: ConeProgram, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """All variables and multipliers, from what `solve_differentiably` returns."""
+    if program.structure.elimination is None:
+        return x, y
+    lost = torch.isnan(x).any(1, keepdim=True)
+    x, y = torch.where(lost, 0.0, x), torch.where(lost, 0.0, y)
+    x, y, _ = extend(program, (x, y, y))
+    return torch.where(lost, torch.nan, x), torch.where(lost, torch.nan, y)
+
+
+def summed(grads: Sequence[Any], program: ConeProgram) -> tuple[Any, ...]:
+    """Gradients per element as those of data that all elements may share."""
+    shared = (program.P, program.q, program.A, program.b)
+    return tuple(
+        grad if grad is None or grad.shape[0] == v.shape[0] else grad.sum(0, keepdim=True)
+        for grad, v in zip(grads, shared, strict=True)
+    )
 
 
 class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(
         P: Tensor, q: Tensor, A: Tensor, b: Tensor, call: Call
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         program = ConeProgram(call.structure, P, q, A, b).detach()
         call.program, call.solution = program, call.solver(program)
         found = call.solution
-        if bool(found.solved.all()):
-            x, y, s = found.x.clone(), found.y.clone(), found.s.clone()
-        else:
-            solved = found.solved[:, None]
-            x, y, s = (torch.where(solved, v, torch.nan) for v in (found.x, found.y, found.s))
-        return x, y, program.objective(x), s
+        x, y, s = restrict(program, (found.x, found.y, found.s))
+        if found.all_solved:
+            return x.clone(), y.clone(), s.clone()
+        solved = found.solved[:, None]
+        x, y, s = (torch.where(solved, v, torch.nan) for v in (x, y, s))
+        return x, y, s
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         *data, ctx.call = inputs
-        x, y, _, s = output
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*data, x, y, s)
-        ctx.save_for_forward(*data, x, y, s)
+        ctx.save_for_backward(*data, *output)
+        ctx.save_for_forward(*data, *output)
 
     @staticmethod
-    def backward(ctx: Any, grad_x: Any, grad_y: Any, grad_objective: Any, grad_s: Any) -> Any:
+    def backward(ctx: Any, *grads: Any) -> Any:
+        if all(grad is None for grad in grads):
+            return (None,) * 5
         node = _Node.of(ctx)
-        total: list[Tensor | None] = [None] * 4
-        if any(grad is not None for grad in (grad_x, grad_y, grad_s)):
-            total = _add(total, node.through_solution((grad_x, grad_y, grad_s)))
-        if grad_objective is not None:
-            total = _add(total, node.through_value(grad_objective))
-        shared = (node.program.P, node.program.q, node.program.A, node.program.b)
-        return *(
-            None if grad is None else grad if len(grad) == len(v) else grad.sum(0, keepdim=True)
-            for grad, v in zip(total, shared, strict=True)
-        ), None
+        found = node.gradients(grads, ctx.needs_input_grad[:4])
+        return *summed(found, node.program), None
 
     @staticmethod
     def jvp(ctx: Any, dP: Any, dq: Any, dA: Any, db: Any, _: Any) -> Any:
-        _refuse_nested_forward_mode()
+        refuse_nested_forward_mode()
         return _Node.of(ctx).tangents(dP, dq, dA, db)
 
     @staticmethod
@@ -198,10 +237,10 @@ class _Solve(torch.autograd.Function):
         inner = replace(call)
         outputs = apply_function(_Solve, *folded, inner)
         call.program, call.solution = inner.program, inner.solution
-        return tuple(v.unflatten(0, (info.batch_size, batch)) for v in outputs), (0, 0, 0, 0)
+        return tuple(v.unflatten(0, (info.batch_size, batch)) for v in outputs), (0, 0, 0)
 
 
-def _refuse_nested_forward_mode() -> None:
+def refuse_nested_forward_mode() -> None:
     """Forward mode over forward mode: torch drops terms of custom functions without a word."""
     if forward_mode_is_nested():
         raise DerivativeModeError(
@@ -211,92 +250,102 @@ def _refuse_nested_forward_mode() -> None:
         )
 
 
-def _add(total: list[Tensor | None], grads: tuple[Tensor, ...]) -> list[Tensor | None]:
-    return [new if old is None else old + new for old, new in zip(total, grads, strict=True)]
-
-
 @dataclass(frozen=True, eq=False)
 class _Node:
-    """A solved program in the graph; elements that were not solved are zero."""
+    """A solved program in the graph, and the point of the reduced one.
+
+    Elements that were not solved are zero.
+    """
 
     call: Call
     program: ConeProgram
     point: Point
-    solved: Tensor  # (batch,)
+    solved: Tensor | None  # (batch,); None if all are
 
     @classmethod
     def of(cls, ctx: Any) -> _Node:
         P, q, A, b, *point = ctx.saved_tensors
         program = ConeProgram(ctx.call.structure, P, q, A, b)
+        found = ctx.call.solution
+        if not transforming() and found is not None and found.all_solved:
+            return cls(ctx.call, program, tuple(point), None)
         solved = ~torch.isnan(point[0]).any(1)
-        if not transforming() and bool(solved.all()):
-            return cls(ctx.call, program, tuple(point), solved)
         x, y, s = (torch.where(solved[:, None], v, 0.0) for v in point)
         return cls(ctx.call, program, (x, y, s), solved)
 
     def scaled(self) -> tuple[Scaling, ConeProgram]:
         """Units, and the program in them: that of the forward pass if nothing is recorded."""
-        program = self.program
-        if recording(program.P, program.q, program.A, program.b):
-            scaling = Scaling.units(program.detach())
-            return scaling, scaling.apply(program)
+        if self._is_recorded:
+            scaling = Scaling.units(self.program.detach())
+            return scaling, scaling.apply(self.program)
         assert self.call.program is not None
         return Scaling.scaled(self.call.program)
 
-    def through_solution(self, upstream: tuple[Any, Any, Any]) -> tuple[Tensor, ...]:
-        """Gradients of P, q, A, b for gradients of x, y and s."""
-        x, y, _ = self.point
+    @property
+    def _is_recorded(self) -> bool:
+        program = self.program
+        return recording(program.P, program.q, program.A, program.b)
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """X and y of the whole program."""
+        found = self.call.solution
+        if self.solved is None and found is not None and not self._is_recorded:
+            return found.x, found.y
+        return extend(self.program, self.point)[:2]
+
+    def masked(self, v: Tensor) -> Tensor:
+        """Zero in elements that were not solved."""
+        return v if self.solved is None else torch.where(self.solved[:, None], v, 0.0)
+
+    def gradients(self, upstream: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
+        """Gradients of P, q, A, b, per element, for gradients of x, y and s."""
         q, b = self._adjoint(upstream)
+        x, y = self.whole()
         if self.call.program is not None:
             self.call.program.forget()  # what was kept for this pass
-        return data_gradients(self.program, x, y, q, b)
+        return data_gradients(self.program, x, y, q, b, wanted)
 
-    def _adjoint(self, upstream: tuple[Any, Any, Any]) -> tuple[Tensor, Tensor]:
+    def _adjoint(self, upstream: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """Gradients of q and b for those of x, y and s."""
         grads = tuple(
-            torch.zeros_like(v) if grad is None else torch.where(self.solved[:, None], grad, 0.0)
+            torch.zeros_like(v) if grad is None else self.masked(grad)
             for grad, v in zip(upstream, self.point, strict=True)
         )
         scaling, program = self.scaled()
         adjoint = self.call.derivative.adjoint(
-            program, scaling.point(*self.point), scaling.restore(*grads)
+            reduce(program), scaling.point(*self.point), scaling.restore(*grads)
         )
         residual, singular = adjoint.residual.detach(), adjoint.singular
-        singular = torch.ones_like(self.solved) if singular is None else singular
-        apply_function(_Record, residual, singular, self.call)
-        return scaling.data(adjoint.q, adjoint.b)
-
-    def through_value(self, grad: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of P, q, A, b for that of the value: those of the Lagrangian (DDN eq. 10)."""
-        x, y, _ = self.point
-        weight = torch.where(self.solved, grad, 0.0)[:, None]
-        P, q, A, b = data_gradients(self.program, x, y, weight * x, -weight * y)
-        # Half of x x', and y x' once: the map above counts y x' from q and from b.
-        return P / 2, q, A / 2, b
+        if singular is None:
+            singular = torch.ones_like(residual, dtype=torch.bool)
+        if transforming():
+            _Record.apply(residual, singular, self.call)
+        else:
+            self.call.record(residual, singular)
+        return scaling.data(*extend_data_gradients(program, adjoint.q, adjoint.b))
 
     def tangents(self, dP: Any, dq: Any, dA: Any, db: Any) -> tuple[Tensor, ...]:
-        """Changes of x, y, the value and s for changes of P, q, A and b."""
-        x, y, _ = self.point
-        structure = self.program.structure
-        q_change = torch.zeros_like(x) if dq is None else dq
-        b_change = torch.zeros_like(y) if db is None else db
-        value = (q_change * x).sum(1) - (b_change * y).sum(1)
-        if dP is not None:
-            moved = matvec(dP, structure.P, x)
-            q_change, value = q_change + moved, value + (moved * x).sum(1) / 2
-        if dA is not None:
-            moved = matvec(dA, structure.A, x)
-            q_change = q_change + matvec(dA, structure.A, y, transpose=True)
-            b_change, value = b_change - moved, value + (moved * y).sum(1)
+        """Changes of x, y and s for changes of P, q, A and b."""
+        q, b = changes_of_data(self.program.structure, *self.whole(), (dP, dq, dA, db))
         scaling, program = self.scaled()
-        mask = self.solved[:, None]
-        change = self.call.derivative.tangent(
-            program,
-            scaling.point(*self.point),
-            *scaling.data(torch.where(mask, q_change, 0.0), torch.where(mask, b_change, 0.0)),
-        )
-        dx, dy, ds = scaling.restore(*change)
-        return dx, dy, value, ds
+        changes = restrict_changes(program, *scaling.data(self.masked(q), self.masked(b)))
+        change = self.call.derivative.tangent(reduce(program), scaling.point(*self.point), *changes)
+        return scaling.restore(*change)
+
+
+def changes_of_data(
+    structure: Structure, x: Tensor, y: Tensor, changes: Sequence[Any]
+) -> tuple[Tensor, Tensor]:
+    """The changes of q and b that changes of P, q, A and b (None: no change) act like."""
+    dP, dq, dA, db = changes
+    q = torch.zeros_like(x) if dq is None else dq
+    b = torch.zeros_like(y) if db is None else db
+    if dP is not None:
+        q = q + matvec(dP, structure.P, x)
+    if dA is not None:
+        q = q + matvec(dA, structure.A, y, transpose=True)
+        b = b - matvec(dA, structure.A, x)
+    return q, b
 
 
 class _Record(torch.autograd.Function):
@@ -317,4 +366,4 @@ class _Record(torch.autograd.Function):
             residual = residual.movedim(in_dims[0], 0).amax(0)
         if in_dims[1] is not None:
             singular = singular.movedim(in_dims[1], 0).any(0)
-        return apply_function(_Record, residual, singular, call), None
+        return _Record.apply(residual, singular, call), None

@@ -117,19 +117,22 @@ def canonicalize(
         **_primal_sources(problem, cone_prog, reductions),
         **_dual_sources(problem, cone_prog, reductions, kept),
     }
-    structure, fixed, orders = _smaller(structure, AffineMap(tensors["A"]).constants())
+    sizes = tuple(parameter.size for parameter in parameters)
+    widths = (*sizes, *(sizes[position] for position in logarithms))
+    constants = AffineMap(tensors["A"], tensors["A"].shape[:1], widths).constants()
+    structure, fixed, orders = _smaller(structure, constants)
     if orders:
         tensors.update({name: tensors[name][order] for name, order in orders.items()})
         moved = (orders["q"], orders["b"])
         sources = {identity: source.moved(*moved) for identity, source in sources.items()}
-    maps = {name: AffineMap(tensor) for name, tensor in tensors.items()}
+    blocks = [tensors[name] for name in ("P", "q", "A", "b", "d")]
+    heights = [block.shape[0] for block in blocks]
     return ParamConeProgram(
         structure=structure,
         fixed=fixed,
-        maps=maps,
-        used={name: affine_map.columns() for name, affine_map in maps.items()},
+        data=AffineMap(sp.vstack(blocks), heights, widths),
         logarithms=logarithms,
-        sizes=tuple(parameter.size for parameter in parameters),
+        sizes=sizes,
         sources=sources,
         gp=gp,
         maximize=isinstance(problem.objective, cp.Maximize),

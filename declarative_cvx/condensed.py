@@ -21,12 +21,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from declarative_cvx.compiled_systems import CompiledSystems, suits
 from declarative_cvx.cones import ConeDerivative
-from declarative_cvx.cones.spectrum import Spectrum
-from declarative_cvx.elimination import Parts
+from declarative_cvx.cones.rows import join, polyhedral, split
+from declarative_cvx.cones.spectrum import Spectrum, blockwise
 from declarative_cvx.least_squares import Factors
 from declarative_cvx.program import ConeProgram
-from declarative_cvx.sparsity import Places, columns, product
+from declarative_cvx.sparsity import product
 
 # Eigenvalues from which on rows are eliminated: rounding grows by the inverse.
 LARGE_ENOUGH = 0.01
@@ -53,12 +54,13 @@ class Rotation:
     @classmethod
     def of(cls, projection: ConeDerivative) -> tuple[Rotation, Tensor]:
         """The rotation, and the eigenvalues after it, shape (batch, m)."""
+        if not projection.parts:
+            return cls(projection.diagonal.shape[1], (), None), projection.diagonal
         spectra = [
             (rows, Spectrum.of(part) if isinstance(part, Tensor) else part)
             for rows, part in projection.parts
         ]
-        size = projection.diagonal.shape[1]
-        first = size - sum(rows.numel() for rows, _ in spectra)
+        first = polyhedral(projection.diagonal.shape[1], (rows for rows, _ in spectra))
         values = [projection.diagonal[:, :first]]
         values += [spectrum.values.flatten(1) for _, spectrum in spectra]
         parts = tuple((rows, spectrum.vectors) for rows, spectrum in spectra)
@@ -69,20 +71,24 @@ class Rotation:
         if not self.parts:
             return v
         batch = self.parts[0][1].shape[0]
-        pieces = [(vectors.mT @ v[:, rows]).flatten(1, 2) for rows, vectors in self.parts]
-        return torch.cat([v[:, : self.first].expand(batch, -1, -1), *pieces], 1)
+        pieces = split(v, [rows for rows, _ in self.parts], self.order)
+        return self._turned(v[:, : self.first].expand(batch, -1, -1), pieces, True, None)
 
     def back(self, v: Tensor) -> Tensor:
         """From the eigenvectors; v of shape (batch, m, columns)."""
         if not self.parts:
             return v
-        pieces, start = [v[:, : self.first]], self.first
-        for rows, vectors in self.parts:
-            part = v.narrow(1, start, rows.numel()).unflatten(1, rows.shape)
-            pieces.append((vectors @ part).flatten(1, 2))
-            start += rows.numel()
-        out = torch.cat(pieces, 1)
-        return out if self.order is None else columns(out, self.order)
+        pieces = split(v, [rows for rows, _ in self.parts], None)
+        return self._turned(v[:, : self.first], pieces, False, self.order)
+
+    def _turned(
+        self, first: Tensor, pieces: list[Tensor], forth: bool, order: Tensor | None
+    ) -> Tensor:
+        turned = [
+            blockwise(vectors.mT if forth else vectors, piece)
+            for (_, vectors), piece in zip(self.parts, pieces, strict=True)
+        ]
+        return join(first, turned, order)
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,11 @@ class Condensed:
         matrix.diagonal(dim1=1, dim2=2)[:, :n].add_(free)
         return cls(Factors.of(matrix), rotation, A, inverse, weight, kept, free)
 
+    @property
+    def doubtful(self) -> Tensor:
+        """Which matrices may be singular but for rounding, bool, shape (batch,)."""
+        return self.factors.doubtful
+
     def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
         """Solutions for rhs (batch, n + m, columns); NaN or meaningless for singular matrices."""
         n = self.free.shape[1]
@@ -142,6 +153,18 @@ class Condensed:
         Ax = product(self.A, x)
         z = scaled + self.weight * Ax if transpose else scaled - self.inverse * Ax
         return torch.cat([x, self.rotation.back(z.scatter(1, kept, inner[:, n:]))], 1)
+
+
+def condense(P: Tensor, A: Tensor, projection: ConeDerivative) -> CompiledSystems | Condensed:
+    """What solves with J, for P (batch or 1, n, n), A (batch or 1, m, n) and DΠ."""
+    if projection.parts or not suits(P, A):
+        return Condensed.of(P, A, projection)
+
+    def otherwise(at: Tensor) -> Condensed:
+        P_at, A_at = (v if v.shape[0] == 1 else v[at] for v in (P, A))
+        return Condensed.of(P_at, A_at, projection.select(at))
+
+    return CompiledSystems(P, A, projection.diagonal, otherwise)
 
 
 def _curvature(P: Tensor, A: Tensor, weight: Tensor, polyhedral: int) -> Tensor:
@@ -164,59 +187,17 @@ def _matrix(P: Tensor, A: Tensor, d: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Core:
-    """J condensed, and without the variables T and rows E that are eliminated if any are.
+    """J condensed, and the DΠ that is in it."""
 
-    In J w = v, with parts named after the variables and rows (`declarative_cvx.elimination`),
-        dt = (v_E - A_E dx) / c,   dz_E = (p dt - v_T) / c,
-    and in J'w = v
-        w_t = -(v_E + A_E w_x) / c,   w_E = (v_T - p w_t) / c;
-    what is left has P + A_E' (p / c^2) A_E in the place of P.
-    """
-
-    condensed: Condensed
+    condensed: CompiledSystems | Condensed
     projection: ConeDerivative
-    parts: Parts | None
-    places: tuple[Places, ...] = ()  # of E, T, X, R in the whole system
-    order: Places | None = None  # of the whole system in (T, X, E, R)
 
     @classmethod
     def of(cls, program: ConeProgram, projection: ConeDerivative) -> Core:
-        elimination = program.structure.elimination
-        if elimination is None:
-            condensed = Condensed.of(program.dense_P, program.dense_A, projection)
-            return cls(condensed, projection, None)
-        parts = Parts.of(program)
-        remaining = projection.without(len(elimination.E), elimination.places.R)
-        condensed = Condensed.of(parts.P, parts.A_R, remaining)
-        places, order = elimination.in_systems
-        return cls(condensed, projection, parts, places, order)
+        return cls(condense(program.dense_P, program.dense_A, projection), projection)
 
     def belongs_to(self, projection: ConeDerivative) -> bool:
         """Whether this is the factorised Jacobian for a DΠ, of which only 0 and 1 recur."""
         if self.projection is projection:
             return True
         return not projection.parts and torch.equal(projection.diagonal, self.projection.diagonal)
-
-    @property
-    def free(self) -> Tensor:
-        """The free variables of the whole system, bool, shape (batch, n)."""
-        free = self.condensed.free
-        if self.parts is None:
-            return free
-        T, X = self.places[1:3]
-        out = free.new_zeros((len(free), len(T.numbers) + len(X.numbers)))
-        return out.index_copy(1, X.on(free.device), free)
-
-    def solve(self, rhs: Tensor, transpose: bool = False) -> Tensor:
-        """Solutions for rhs (batch, n + m, columns); NaN or meaningless for singular matrices."""
-        if self.parts is None or self.order is None:
-            return self.condensed.solve(rhs, transpose)
-        E, T, X, R = (place.take(rhs) for place in self.places)
-        A, p, c = self.parts.A_E, self.parts.p[:, :, None], self.parts.c[:, :, None]
-        sign = -1.0 if transpose else 1.0
-        top = X + sign * product(A.mT, (p * E / c - sign * T) / c)
-        inner = self.condensed.solve(torch.cat([top, R], 1), transpose)
-        x, z = inner[:, : X.shape[1]], inner[:, X.shape[1] :]
-        t = (sign * E - product(A, x)) / c
-        multiplier = sign * (p * t - T) / c
-        return self.order.take(torch.cat([t, x, multiplier, z], 1))

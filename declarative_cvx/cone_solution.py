@@ -96,6 +96,24 @@ class ConeSolution:
         """Whether each element has a verified solution, bool, shape (batch,)."""
         return self.status == int(Status.OPTIMAL)
 
+    @cached_property
+    def all_solved(self) -> bool:
+        """Whether all elements have a verified solution."""
+        return bool(self.solved.all())
+
+    def placed(self, x: Tensor, y: Tensor, s: Tensor) -> ConeSolution:
+        """The same, of the same points in other terms."""
+        other = replace(self, x=x, y=y, s=s)
+        other.__dict__["all_solved"] = self.all_solved
+        return other
+
+    @property
+    def rays(self) -> tuple[Tensor, Tensor] | None:
+        """Where x is a direction of unboundedness, and y a certificate; None if nowhere."""
+        if self.all_solved:
+            return None
+        return self.status == int(Status.UNBOUNDED), self.status == int(Status.INFEASIBLE)
+
     def merge(self, other: ConeSolution, index: Tensor, better: Tensor) -> ConeSolution:
         """This solution after another attempt.
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import cvxpy as cp
 import torch
 from torch import Tensor
 
-from declarative_cvx.autograd import Call, solve_differentiably
+from declarative_cvx.autograd import (
+    Call,
+    extend_differentiably,
+    solve_differentiably,
+)
 from declarative_cvx.backends import Backend, automatic, backend_named, require_capable, solve
 from declarative_cvx.backends.diffcp import DIFFCP
 from declarative_cvx.canonical import canonicalize
@@ -20,6 +24,8 @@ from declarative_cvx.derivative import DERIVATIVES, Derivative, Diffcp, Implicit
 from declarative_cvx.derivative.regularity import Outputs
 from declarative_cvx.errors import BackendError, nearest
 from declarative_cvx.fixed_variables import FixedVariables
+from declarative_cvx.optimal_value import objective
+from declarative_cvx.param_program import ParamConeProgram
 from declarative_cvx.parameters import Arguments
 from declarative_cvx.program import ConeProgram
 from declarative_cvx.route import Route, shape_output
@@ -75,25 +81,23 @@ class ConvexRoute(Route):
         whole, offset = self._canonical.apply(
             arguments.values, arguments.batched, batch, arguments.device
         )
-        fixed, program = self._canonical.fixed, whole
-        if fixed is not None:
-            program, constant = fixed.reduce(whole)
-            offset = offset + constant
-        solver = partial(solve, backends=backends, start=start)
+        fixed = self._canonical.fixed
+        program, constant = (whole, None) if fixed is None else fixed.reduce(whole)
         outputs = self._outputs(arguments)
+        solver = partial(solve, backends=backends, start=start)
         call = Call(program.structure, solver, self._derivative, outputs, self._on_irregular)
-        x, y, objective = solve_differentiably(program, call)
+        point = solve_differentiably(program, call)
         assert call.solution is not None
         cone = call.solution
-        if fixed is not None:
-            x, y = fixed.extend(whole, x, y)
-            cone = cone if transforming() else _extend(fixed, whole.detach(), cone)
-        recover = partial(self._recover, arguments, x, y)
+        if fixed is not None and not transforming():
+            cone = _extend(fixed, whole.detach(), cone)
+        offset = offset if constant is None else offset + constant
+        answer = _Answer(self._canonical, arguments, whole, program, offset, point)
         return ConicSolution(
-            variables=tuple(recover(identity) for identity in self._output_ids),
-            value=shape_output(arguments, self._canonical.value(objective, offset)),
+            variables=tuple(answer.read(identity) for identity in self._output_ids),
             cone=cone,
-            _recover=recover,
+            _recover=answer.read,
+            _evaluate=answer.value,
             _state=call.solution,
             _assess=call.assess,
         )
@@ -112,9 +116,6 @@ class ConvexRoute(Route):
             pull_back = partial(self._canonical.pull_back, wanted)
             self._known_outputs[key] = Outputs(*masks, pull_back)
         return self._known_outputs[key]
-
-    def _recover(self, arguments: Arguments, x: Tensor, y: Tensor, identity: int) -> Tensor:
-        return shape_output(arguments, self._canonical.recover(identity, x, y))
 
     def _choose_backends(self, extra: Mapping[str, Any]) -> tuple[Backend, ...]:
         solver = self._optional_solver if extra and self._solver == "auto" else self._solver
@@ -149,6 +150,51 @@ class ConvexRoute(Route):
         if obstacle:
             raise BackendError(f"{obstacle}.")
         return choice
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """What can be read off a solved program, differentiably; computed when it is asked for.
+
+    Attributes
+    ----------
+    canonical : ParamConeProgram
+    arguments : Arguments
+    whole, program : ConeProgram
+        With the variables that equalities fix, and without.
+    offset : Tensor, shape (batch or 1,)
+        Constant of the objective of `program`.
+    point : (Tensor, Tensor)
+        x and y of the program that solvers see.
+    """
+
+    canonical: ParamConeProgram
+    arguments: Arguments
+    whole: ConeProgram
+    program: ConeProgram
+    offset: Tensor
+    point: tuple[Tensor, Tensor]
+
+    def read(self, identity: int) -> Tensor:
+        """The value of a variable or dual variable."""
+        value = self.canonical.recover(identity, self.point, lambda: self._all)
+        return shape_output(self.arguments, value)
+
+    def value(self) -> Tensor:
+        """The optimal value."""
+        found = objective(self.program, *self._remaining) + self.offset
+        return shape_output(self.arguments, self.canonical.value(found))
+
+    @cached_property
+    def _remaining(self) -> tuple[Tensor, Tensor]:
+        """X and y of the program without fixed variables."""
+        return extend_differentiably(self.program, *self.point)
+
+    @cached_property
+    def _all(self) -> tuple[Tensor, Tensor]:
+        """X and y of the whole program."""
+        fixed = self.canonical.fixed
+        return self._remaining if fixed is None else fixed.extend(self.whole, *self._remaining)
 
 
 def _extend(fixed: FixedVariables, whole: ConeProgram, found: ConeSolution) -> ConeSolution:

@@ -11,7 +11,8 @@ rows that remain, c the coefficients of T in E, p the diagonal of P at T.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.program import ConeProgram, Elimination, Point, Structure
-from declarative_cvx.sparsity import Sparsity, product
+from declarative_cvx.reduced_program import ReducedProgram, Squares
+from declarative_cvx.sparsity import Sparsity, image
 
 # Largest number of remaining variables: P over them is handled as a dense matrix.
 LARGEST = 1000
@@ -30,51 +32,51 @@ SMALL = 100
 Orders = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True, eq=False)
-class Parts:
-    """Blocks of a batch of programs.
-
-    Attributes
-    ----------
-    P : Tensor, shape (batch or 1, X, X)
-        P over X with the quadratic terms of T substituted.
-    A_E : Tensor, shape (batch or 1, E, X)
-    A_R : Tensor, shape (batch or 1, R, X)
-    p, c : Tensor, shape (batch or 1, E)
-    """
-
-    P: Tensor
-    A_E: Tensor
-    A_R: Tensor
-    p: Tensor
-    c: Tensor
-
-    @classmethod
-    def of(cls, program: ConeProgram) -> Parts:
-        """The blocks of a program that the substitution needs, computed once."""
-        if "_parts" not in program.__dict__:
-            (A_E, A_R, c), (p, P_X) = program.blocks, program.curvature
-            P = product(A_E.mT, (p / c**2)[:, :, None] * A_E)
-            if P_X is not None:
-                P = P + P_X
-            program.__dict__["_parts"] = cls(P, A_E, A_R, p, c)
-        return program.__dict__["_parts"]
-
-
 def reduce(program: ConeProgram) -> ConeProgram:
-    """The program over X and R with the same solutions; itself if nothing is eliminated."""
+    """The program over X and R with the same solutions, made once.
+
+    It is the program itself if nothing is eliminated.
+    """
     elimination = program.structure.elimination
     if elimination is None:
         return program
-    places, parts = elimination.places, Parts.of(program)
-    shift = (parts.p * places.E.take(program.b) / parts.c + places.T.take(program.q)) / parts.c
-    return ConeProgram(
-        elimination.reduced,
-        P=elimination.reduced.P.places.take(parts.P.flatten(1)),
-        q=places.X.take(program.q) - product(parts.A_E.mT, shift[:, :, None])[:, :, 0],
-        A=program.structure.blocks.A_R_values.take(program.A),
-        b=places.R.take(program.b),
-    )
+    if "_reduced" not in program.__dict__:
+        program.__dict__["_reduced"] = _reduced(program, elimination)
+    return program.__dict__["_reduced"]
+
+
+def _reduced(program: ConeProgram, elimination: Elimination) -> ReducedProgram:
+    reduced, parts = elimination.reduced, _parts(program)
+    squares = Squares.of(program, parts.pop("A_E"), elimination.places)
+    P, q = squares.formed()
+    P = reduced.P.places.take(P.flatten(1))
+    found = ReducedProgram(reduced, P, squares=squares, **{**parts, "q": q})
+    sizes = program.__dict__.pop("absolute", None)
+    if sizes is not None:  # as views, free of charge
+        parts = _parts(sizes)
+        A_E, P_X = parts.pop("A_E"), None if squares.P is None else squares.P.abs()
+        squares = replace(squares, A_E=A_E, P=P_X, q=parts["q"])
+        found.__dict__["absolute"] = replace(found, squares=squares, **parts)
+    return found
+
+
+def _parts(program: ConeProgram) -> dict[str, Any]:
+    """What of q, A and b is left for X and R, and A_E, alone and with A_R."""
+    structure, elimination = program.structure, program.structure.elimination
+    assert elimination is not None
+    if structure.has_joined_blocks:
+        rows, cols = structure.rows, elimination.reduced.variables
+        joined = program.A.narrow(1, 0, rows * cols).view(-1, rows, cols)
+        A_E = joined.narrow(1, 0, elimination.E.size)
+    else:
+        joined, A_E = None, structure.blocks.A_E.read(program.A)
+    return {
+        "q": elimination.places.X.take(program.q),
+        "A": structure.blocks.A_R_values.take(program.A),
+        "b": elimination.places.R.take(program.b),
+        "joined": joined,
+        "A_E": A_E,
+    }
 
 
 def restrict(program: ConeProgram, point: Point) -> Point:
@@ -103,18 +105,59 @@ def extend(program: ConeProgram, point: Point, rays: tuple[Tensor, Tensor] | Non
     elimination = program.structure.elimination
     if elimination is None:
         return point
-    places, parts = elimination.places, Parts.of(program)
-    b = places.E.take(program.b)
+    (x, y, s), places, reduced = point, elimination.places, _reduced_of(program)
     if rays is not None:
-        b = torch.where(rays[0][:, None], 0.0, b)
-    t = (b - product(parts.A_E, point[0][:, :, None])[:, :, 0]) / parts.c
-    dual = (parts.p * t + places.T.take(program.q)) / -parts.c
+        squares = reduced.squares
+        squares = replace(squares, d=torch.where(rays[0].unsqueeze(1), 0.0, squares.d))
+        reduced = replace(reduced, squares=squares)
+    u, y, _ = reduced.image(x, y)
     if rays is not None:
-        dual = torch.where(rays[1][:, None], 0.0, dual)
-    x = places.variables.take(torch.cat([t, point[0]], 1))
-    y = places.rows.take(torch.cat([dual, point[1]], 1))
-    s = places.rows.take(torch.cat([torch.zeros_like(dual), point[2]], 1))
-    return x, y, s
+        E = torch.where(rays[1].unsqueeze(1), 0.0, y[:, : u.shape[1]])
+        y = torch.cat([E, y[:, u.shape[1] :]], 1)
+    return (
+        places.variables.take(torch.cat([u / reduced.squares.c, x], 1)),
+        places.rows.take(y),
+        places.rows.take(torch.cat([torch.zeros_like(u), s], 1)),
+    )
+
+
+def restrict_changes(program: ConeProgram, q: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Changes of q and b of a program as those of the reduced program."""
+    elimination = program.structure.elimination
+    if elimination is None:
+        return q, b
+    places, squares = elimination.places, _reduced_of(program).squares
+    moved = squares.w * places.E.take(b) + places.T.take(q) / squares.c
+    return places.X.take(q) - squares.back(moved), places.R.take(b)
+
+
+def extend_data_gradients(program: ConeProgram, q: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients for q and b of the reduced program as those for a program's (see above)."""
+    elimination = program.structure.elimination
+    if elimination is None:
+        return q, b
+    places, squares = elimination.places, _reduced_of(program).squares
+    moved = 0.0 - image(squares.A_E, q)  # not -: gradients of -0 would puzzle
+    return (
+        places.variables.take(torch.cat([moved / squares.c, q], 1)),
+        places.rows.take(torch.cat([squares.w * moved, b], 1)),
+    )
+
+
+def restrict_gradients(program: ConeProgram, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients for x and y of a program as those for the reduced program's (see `extend`)."""
+    elimination = program.structure.elimination
+    if elimination is None:
+        return x, y
+    places, squares = elimination.places, _reduced_of(program).squares
+    t = places.T.take(x) / squares.c - squares.w * places.E.take(y)
+    return places.X.take(x) - squares.back(t), places.R.take(y)
+
+
+def _reduced_of(program: ConeProgram) -> ReducedProgram:
+    reduced = reduce(program)
+    assert isinstance(reduced, ReducedProgram)
+    return reduced
 
 
 def find_elimination(structure: Structure, constant: np.ndarray) -> Elimination | None:
@@ -158,7 +201,10 @@ def find_elimination(structure: Structure, constant: np.ndarray) -> Elimination 
 
 
 def arrange(structure: Structure, elimination: Elimination) -> tuple[Structure, Orders]:
-    """The structure with T before X and E before R, so that every block is a view."""
+    """The structure with T before X and E before R, so that every block is a view.
+
+    Where no entry of A_E and A_R is missing, they are stored as one matrix, and c behind it.
+    """
     variables = np.concatenate([elimination.T, elimination.X])
     rows = np.concatenate([elimination.E, elimination.R])
     count = elimination.T.size
@@ -170,7 +216,14 @@ def arrange(structure: Structure, elimination: Elimination) -> tuple[Structure, 
         R=np.arange(count, rows.size),
     )
     structure, orders = ordered(structure, variables, rows)
-    return replace(structure, elimination=moved), orders
+    structure = replace(structure, elimination=moved)
+    blocks, A = structure.blocks, structure.A
+    places = (blocks.A_E.places.ravel(), blocks.A_R.places.ravel(), blocks.c.places)
+    joined = np.concatenate(places)
+    if (joined < 0).any():
+        return structure, orders
+    A = Sparsity(A.shape, A.rows[joined], A.cols[joined])
+    return replace(structure, A=A), {**orders, "A": orders["A"][joined]}
 
 
 def ordered(

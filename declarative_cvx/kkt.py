@@ -58,7 +58,7 @@ def solve_regular_kkt(program: ConeProgram, projection: ConeDerivative, rhs: Ten
 
     The factors are kept for the systems to come.
     """
-    return System(program, projection).core().solve(rhs)
+    return System(program, projection).unchecked(rhs)
 
 
 def solve_kkt_and_rank(
@@ -90,7 +90,7 @@ def free_variables(program: ConeProgram, projection: ConeDerivative) -> Tensor:
 
     An example is a bound on a term of an inactive constraint. J' maps their unit vectors to zero.
     """
-    return System(program, projection).core().free
+    return System(program, projection).core().condensed.free
 
 
 def kkt_times(
@@ -169,44 +169,66 @@ class System:
         matrix = _assemble(self.program.dense_P, self.program.dense_A, self.projection)
         return matrix.mT if self.transpose else matrix
 
-    def solve(self, rhs: Tensor, exactly: bool = True) -> tuple[Tensor, Tensor]:
-        """By factorisation, and what is left of rhs; corrected where `exactly` is asked for.
+    def unchecked(self, rhs: Tensor) -> Tensor:
+        """By factorisation, whatever comes of it."""
+        return self._factored(rhs)[0]
 
-        NaN or inaccurate where the matrix is singular.
+    def _factored(self, rhs: Tensor) -> tuple[Tensor, Tensor]:
+        """By factorisation, whatever comes of it, and where the matrix is nearly singular.
+
+        The latter is bool, shape (batch,): where only rounding may keep it from being so.
         """
         if self.is_sparse:
-            w = sparse_solve(self.program, self.projection, self.transpose, rhs)
-            return w, rhs - self.times(w)
-        core = self.core()
-        w = core.solve(rhs, self.transpose)
-        error = rhs - self.times(w)
-        size = w.abs().amax((1, 2)).clamp(min=1.0) * (CORRECTED if exactly else FACTORED)
-        if bool((error.abs().amax((1, 2)) > size).any()):
-            correction = core.solve(error, self.transpose)
-            w = torch.where(torch.isfinite(correction), w + correction, w)
-            error = rhs - self.times(w)
-        return w, error
+            return sparse_solve(self.program, self.projection, self.transpose, rhs)
+        condensed = self.core().condensed
+        return condensed.solve(rhs, self.transpose), condensed.doubtful
 
     def solve_any(self, rhs: Tensor, exactly: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """Solutions as of `solve_kkt`, their residuals, and which elements had no factorisation."""
+        """Solutions as of `solve_kkt`, their residuals, and which elements had no factorisation.
+
+        By factorisation, corrected once where `exactly` is asked for and something is left.
+        Without it, any solution of a singular system will do.
+        """
         # In units of the right-hand side, so that gradients of 1e-12 and 1e+12 are treated alike.
         unit = rhs.abs().amax(1, keepdim=True)
-        unit = torch.where(unit > 0, unit, 1.0)
+        unit = unit.masked_fill(unit == 0, 1.0)
         scaled = rhs / unit
-        w, error = self.solve(scaled, exactly)
-        residual = error.abs().amax(1)
-        solved = ((residual <= FACTORED) & (w.abs().amax(1) <= INFLATED)).all(1)
-        if not bool(solved.all()):
-            failed = torch.where(~solved)[0]
-            part = self.select(failed)
-            least = part.least_norm(scaled[failed])
-            found = (part.times(least) - scaled[failed]).abs().amax(1)
-            worse = found > residual[failed]  # False where the factorisation gave NaN
-            w = w.index_copy(0, failed, torch.where(worse[:, None], w[failed], least))
-            # Inflated answers leave little of rhs even where only rounding keeps the matrix from
-            # being singular; what least squares leave tells whether there is a solution.
-            residual = residual.index_copy(0, failed, found)
-        return w * unit, residual, ~solved
+        w, doubtful = self._factored(scaled)
+        residual, size = self._left(w, scaled)
+        share = CORRECTED if exactly else FACTORED
+        fine = (residual <= share * size.clamp(1.0, FACTORED / share)) & (size <= INFLATED)
+        # Where only rounding keeps a matrix from being singular, which of the solutions comes out
+        # is a matter of chance.
+        regular = fine.all(1) > doubtful if exactly else fine.all(1)
+        if not bool(regular.all()):
+            w, residual, regular = self._improved(w, scaled, doubtful & exactly)
+        return w * unit, residual, ~regular
+
+    def _left(self, w: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
+        """Largest entries of what w leaves of rhs and of w itself, each (batch, columns)."""
+        return (rhs - self.times(w)).abs().amax(1), w.abs().amax(1)
+
+    def _improved(self, w: Tensor, rhs: Tensor, doubtful: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Corrected solutions, or those of least squares; their residuals; which are the former."""
+        if not self.is_sparse:
+            correction = self.unchecked(rhs - self.times(w))
+            w = torch.where(torch.isfinite(correction), w + correction, w)
+        residual, size = self._left(w, rhs)
+        solved = ((residual <= FACTORED) & (size <= INFLATED)).all(1)
+        regular = solved > doubtful
+        if bool(regular.all()):
+            return w, residual, regular
+        failed = torch.where(~regular)[0]
+        part, fine = self.select(failed), solved[failed, None]
+        least = part.least_norm(rhs[failed])
+        found = part._left(least, rhs[failed])[0]
+        # False where the factorisation gave NaN
+        worse = found > torch.where(fine, FACTORED, residual[failed])
+        w = w.index_copy(0, failed, torch.where(worse[:, None], w[failed], least))
+        # Inflated answers leave little of rhs even where only rounding keeps the matrix from being
+        # singular; what least squares leave tells whether there is a solution.
+        found = torch.where(fine & worse, residual[failed], found)
+        return w, residual.index_copy(0, failed, found), regular
 
     def core(self) -> Core:
         """The factorised system: the one of the last call, if it has the same matrix."""
@@ -253,8 +275,8 @@ class _Solve(torch.autograd.Function):
         w, residual, failed = system.solve_any(rhs)
         if system.is_sparse:
             return w, residual, failed * 2
-        free = system.core().free.any(1)
-        return w, residual, torch.where(failed, 2, free.long())
+        free = system.core().condensed.free.any(1)
+        return w, residual, free.long().masked_fill(failed, 2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -215,10 +215,8 @@ class DeclarativeLayer(nn.Module):
         SolveError
             If an element is not solved and ``on_failure="raise"``.
         """
-        solution = self.solve(
-            *parameters, solver_args=solver_args, warm_start=warm_start, start=start
-        )
-        if self.on_failure == "raise" and not bool(solution.solved.all()):
+        solution = self._solve(parameters, solver_args, warm_start, start)
+        if self.on_failure == "raise" and not solution.all_solved:
             raise SolveError(solution.describe_failures())
         return solution.variables
 
@@ -237,6 +235,15 @@ class DeclarativeLayer(nn.Module):
         Solution
             Its values are differentiable like the layer's outputs.
         """
+        return self._solve(parameters, solver_args, warm_start, start)
+
+    def _solve(
+        self,
+        parameters: tuple[Tensor, ...],
+        solver_args: Mapping[str, Any] | None,
+        warm_start: bool | None,
+        start: Mapping[Any, Tensor] | None,
+    ) -> Solution:
         like = () if parameters else tuple(self.parameters())
         arguments = check_arguments(self._parameters_spec, parameters, like)
         warm = self.warm_start if warm_start is None else warm_start

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import scipy.linalg
 import torch
@@ -16,6 +16,8 @@ FACTORED = 1e-9
 INFLATED = 1e8
 # Singular values below this multiple of the largest count as zero.
 RANK_TOLERANCE = 1e-11
+# Pivots below this multiple of the largest may be nothing but rounding.
+DOUBTFUL = 1e-12
 # Order from which systems on the CPU are factorised one at a time.
 LARGE = 128
 # Order from which a single system is worth several threads.
@@ -45,6 +47,15 @@ class Factors:
             element.copy_(factors)
             pivots.append(pivot)
         return cls(matrix, torch.stack(pivots))
+
+    @cached_property
+    def doubtful(self) -> Tensor:
+        """Which matrices may be singular but for rounding, bool, shape (batch,)."""
+        pivots = self.factors.diagonal(dim1=1, dim2=2).abs()
+        if not pivots.shape[1]:
+            return pivots.new_zeros(len(pivots), dtype=torch.bool)
+        least, largest = pivots.aminmax(dim=1)
+        return least < DOUBTFUL * largest
 
     def solve(self, rhs: Tensor, transpose: bool = False) -> Tensor:
         """Solutions for rhs (batch, k, columns); NaN or meaningless for singular matrices."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -57,11 +57,33 @@ class Source:
         zeros = self.index < 0
         return zeros if zeros.any() else None
 
+    def among(self, variables: np.ndarray, rows: np.ndarray) -> Source | None:
+        """The same entries in x[variables] or y[rows]; None if one of them is not there."""
+        kept = rows if self.dual else variables
+        place = np.full(max(self.index.max(initial=0), kept.max(initial=0)) + 2, -2)
+        place[kept], place[-1] = np.arange(kept.size), -1
+        index = place[self.index]
+        return None if (index == -2).any() else replace(self, index=index)
+
     def moved(self, variables: np.ndarray, rows: np.ndarray) -> Source:
         """The same entries when x[variables] and y[rows] take the places of x and y."""
         order = rows if self.dual else variables
         place = np.append(np.argsort(order), -1)
         return replace(self, index=place[self.index])
+
+
+class _Plan(NamedTuple):
+    """How some of the data come from some of the parameters."""
+
+    rows: tuple[int, ...]
+    cols: tuple[int, ...]
+    part: AffineMap
+    varies: bool  # between elements
+
+    @classmethod
+    def of(cls, data: AffineMap, rows: np.ndarray, varies: bool) -> _Plan:
+        cols = np.flatnonzero(data.dependence[rows].any(0)).tolist()
+        return cls(tuple(rows.tolist()), tuple(cols), data.part(rows.tolist(), cols), varies)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +95,9 @@ class ParamConeProgram:
     structure : Structure
     fixed : FixedVariables or None
         Variables that equalities set, which no solver sees.
-    maps : dict of AffineMap
-        For each of P, q, A, b and the objective's constant "d", the map that takes the vector
-        (parameters, their logarithms) to the values.
+    data : AffineMap
+        From the vectors (parameters, logarithms of some) to the values of P, q, A and b and the
+        objective's constant.
     logarithms : tuple of int
         Positions of the parameters that enter by their logarithm (geometric programs).
     sources : dict of int to Source
@@ -85,17 +107,14 @@ class ParamConeProgram:
 
     structure: Structure
     fixed: FixedVariables | None
-    maps: dict[str, AffineMap]
-    used: dict[str, np.ndarray]
+    data: AffineMap
     logarithms: tuple[int, ...]
     sizes: tuple[int, ...]
     sources: dict[int, Source]
     gp: bool
     maximize: bool
-    _stacked: dict[tuple[str, ...], AffineMap] = field(default_factory=dict)
-    _named: dict[tuple[bool, ...], tuple[tuple[str, ...], tuple[str, ...]]] = field(
-        default_factory=dict
-    )
+    _direct: dict[int, Source | None] = field(default_factory=dict)
+    _plans: dict[tuple[bool, ...], list[_Plan]] = field(default_factory=dict)
 
     @property
     def solved_structure(self) -> Structure:
@@ -125,90 +144,81 @@ class ParamConeProgram:
         Returns
         -------
         program : ConeProgram
-        offset : Tensor, shape (batch,)
+        offset : Tensor, shape (batch or 1,)
             Constant of the objective.
         """
-        theta = self._stack(parameters, batched, batch, device)  # (batch, entries)
-        values: dict[str, Tensor] = {}
-        shared, varying = self._kinds(tuple(batched))
-        for names, rows in ((shared, theta[:1]), (varying, theta)):
-            if names:
-                values.update(self._values(names, rows))
-        program = ConeProgram(
-            self.structure,
-            P=values["P"],
-            q=values["q"].expand(batch, -1),
-            A=values["A"],
-            b=values["b"].expand(batch, -1),
-        )
-        return program, values["d"].expand(batch, -1)[:, 0]
+        columns = self._columns(parameters, batched, batch)
+        blocks: dict[int, Tensor] = {}
+        for plan in self._planned(tuple(batched)):
+            size = batch if plan.varies else 1
+            x = (columns[i] for i in plan.cols)
+            found = plan.part(device, *(v if v.shape[0] == size else v.expand(size, -1) for v in x))
+            blocks.update(zip(plan.rows, found, strict=True))
+        P, q, A, b, d = (blocks[i] for i in range(5))
+        q, b = (v if v.shape[0] == batch else v.expand(batch, -1) for v in (q, b))
+        return ConeProgram(self.structure, P, q, A, b), d[:, 0]
 
-    def _kinds(self, batched: tuple[bool, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Names of the data that all elements share, and of the others."""
-        if batched not in self._named:
-            varies = self._entries(batched)
-            shared = tuple(name for name in self.maps if not (self.used[name] & varies).any())
-            varying = tuple(name for name in self.maps if name not in shared)
-            self._named[batched] = (shared, varying)
-        return self._named[batched]
+    def _planned(self, batched: tuple[bool, ...]) -> list[_Plan]:
+        """Maps to the data that all elements share, and to the others."""
+        if batched not in self._plans:
+            varies = self.data.dependence @ np.array([batched[i] for i in self._order], dtype=bool)
+            self._plans[batched] = [
+                _Plan.of(self.data, np.flatnonzero(rows), varying)
+                for rows, varying in ((~varies, False), (varies, True))
+                if rows.any()
+            ]
+        return self._plans[batched]
 
-    def _values(self, names: tuple[str, ...], theta: Tensor) -> dict[str, Tensor]:
-        """Some of the data, each (batch, entries), by one map."""
-        sizes = [self.maps[name].shape[0] for name in names]
-        return dict(zip(names, self._map(names)(theta).split(sizes, dim=1), strict=True))
+    @property
+    def _order(self) -> list[int]:
+        """The parameters that the blocks of vectors belong to."""
+        return [*range(len(self.sizes)), *self.logarithms]
 
-    def _map(self, names: tuple[str, ...]) -> AffineMap:
-        """The maps of some of the data, stacked."""
-        if names not in self._stacked:
-            self._stacked[names] = AffineMap(sp.vstack([self.maps[n].whole for n in names]))
-        return self._stacked[names]
-
-    def _stack(
-        self,
-        parameters: Sequence[Tensor],
-        batched: Sequence[bool],
-        batch: int,
-        device: torch.device,
-    ) -> Tensor:
-        """The vectors (parameters, logarithms), one row per element."""
+    def _columns(
+        self, parameters: Sequence[Tensor], batched: Sequence[bool], batch: int
+    ) -> list[Tensor]:
+        """Vectors (parameters, logarithms), each (batch or 1, entries)."""
         columns = [
-            value.reshape(batch if is_batched else 1, size).expand(batch, size)
+            value.reshape(batch if is_batched else 1, size).to(torch.float64)
             for value, is_batched, size in zip(parameters, batched, self.sizes, strict=True)
         ]
-        columns = [column.to(torch.float64) for column in columns]
-        columns += [columns[position].log() for position in self.logarithms]
-        if not columns:
-            return torch.zeros((batch, 0), dtype=torch.float64, device=device)
-        return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
+        return columns + [columns[position].log() for position in self.logarithms]
 
-    def _entries(self, which: Sequence[bool]) -> np.ndarray:
-        """Which entries of the stacked vector belong to these parameters."""
-        order = [*range(len(self.sizes)), *self.logarithms]
-        flags = [np.full(self.sizes[i], which[i]) for i in order]
-        return np.concatenate([np.zeros(0, dtype=bool), *flags])
+    def recover(
+        self, variable_id: int, point: tuple[Tensor, Tensor], whole: Callable[[], Any]
+    ) -> Tensor:
+        """Value of a variable or dual variable, shape (batch, *shape).
 
-    def recover(self, variable_id: int, x: Tensor, y: Tensor) -> Tensor:
-        """Value of a variable or dual variable, shape (batch, *shape), from x and y."""
-        source = self.sources[variable_id]
-        if source.dual:
-            return source.read(y)
-        value = source.read(x)
-        return value.exp() if self.gp else value
+        Read off (x, y) of the program that solvers see, `point`, if it is there; if it is not, off
+        those of this program, which `whole` returns.
+        """
+        if variable_id not in self._direct:
+            self._direct[variable_id] = self.sources[variable_id].among(*self._seen)
+        direct = self._direct[variable_id]
+        source, (x, y) = (self.sources[variable_id], whole()) if direct is None else (direct, point)
+        value = source.read(y if source.dual else x)
+        return value.exp() if self.gp and not source.dual else value
+
+    @cached_property
+    def _seen(self) -> tuple[np.ndarray, np.ndarray]:
+        """Variables and rows that are left to solvers."""
+        elimination = self.solved_structure.elimination
+        X, R = np.arange(self.structure.variables), np.arange(self.structure.rows)
+        if self.fixed is not None:
+            X, R = self.fixed.X, self.fixed.R
+        return (X, R) if elimination is None else (X[elimination.X], R[elimination.R])
 
     def pull_back(
         self, wanted: Sequence[bool], P: Tensor, q: Tensor, A: Tensor, b: Tensor
     ) -> Tensor:
         """Gradients with respect to the solved program's data as those of the parameters.
 
-        Shape (batch, entries): the stacked parameters, then the logarithms of some of them; zero
-        for parameters that are not wanted.
+        Shape (batch, entries): the parameters that are wanted, then logarithms of some of them.
         """
         if self.fixed is not None:
             P, q, A, b = self.fixed.pull_back(P, q, A, b)
-        found = self._map(("P", "q", "A", "b")).transposed(torch.cat([P, q, A, b], 1))
-        if all(wanted):
-            return found
-        return found * torch.as_tensor(self._entries(wanted), device=found.device)
+        cols = [block for block, position in enumerate(self._order) if wanted[position]]
+        return torch.cat(self.data.part(range(4), cols).transposed(P, q, A, b), 1)
 
     def masks(self, variable_ids: Iterable[int], device: torch.device) -> tuple[Tensor, Tensor]:
         """1 where one of the variables depends on an entry of the solved program's x, or y."""
@@ -220,8 +230,7 @@ class ParamConeProgram:
             (y if source.dual else x)[torch.as_tensor(read, device=device)] = 1.0
         return (x, y) if self.fixed is None else self.fixed.restrict_masks(x, y)
 
-    def value(self, cone_objective: Tensor, offset: Tensor) -> Tensor:
+    def value(self, objective: Tensor) -> Tensor:
         """Optimal value of the problem as it was written, shape (batch,)."""
-        value = cone_objective + offset
-        value = -value if self.maximize else value
+        value = -objective if self.maximize else objective
         return value.exp() if self.gp else value

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, reduce
 from typing import Any
 
 import cvxpy as cp
@@ -66,6 +68,12 @@ class ParameterSpec:
             support[parameter.sparse_idx] = True
         return cls(parameter.name(), tuple(parameter.shape), declared, lower, upper, support)
 
+    @cached_property
+    def declares(self) -> bool:
+        """Whether anything is known of the values."""
+        known = (self.lower, self.upper, self.support)
+        return bool(self.attributes) or any(value is not None for value in known)
+
     @property
     def symmetric(self) -> bool:
         """Whether it is declared to be a symmetric matrix."""
@@ -92,11 +100,12 @@ class ParameterSpec:
             extent in (None, given) for extent, given in zip(self.shape, shape, strict=True)
         )
 
+    def check_finite(self, position: int, value: Tensor) -> None:
+        """Refuse values that are not finite."""
+        self._require(position, value, torch.isfinite(value), "a finite number")
+
     def check(self, position: int, value: Tensor) -> None:
-        """Refuse values that are not finite or not what the parameter declares."""
-        value = value.detach()
-        if not math.isfinite(value.sum()):  # or the sum overflows
-            self._require(position, value, torch.isfinite(value), "a finite number")
+        """Refuse values that are not what the parameter declares."""
         for attribute in self.attributes & _SIGNS.keys():
             holds, wording = _SIGNS[attribute]
             self._require(position, value, holds(value), f"{wording} by {attribute}=True")
@@ -221,9 +230,8 @@ def check_arguments(
     batch = _batch_size(specs, values, batched)
     check_values(specs, values)
     models = [*values] or [*like]
-    dtype = models[0].dtype if models else torch.get_default_dtype()
-    for model in models:
-        dtype = torch.promote_types(dtype, model.dtype)
+    types = dict.fromkeys(model.dtype for model in models) or [torch.get_default_dtype()]
+    dtype = reduce(torch.promote_types, types)
     device = models[0].device if models else torch.device("cpu")
     return Arguments(tuple(values), batched, batch, dtype, device)
 
@@ -235,9 +243,22 @@ def check_values(specs: Sequence[ParameterSpec], values: Sequence[Tensor]) -> No
     ------
     ParameterError
     """
-    if values:
-        check = _Check.apply if transforming() else _Check.forward
-        check(tuple(specs), *values)
+    if not values:
+        return
+    if transforming():
+        _Check.apply(tuple(specs), *values)
+    else:
+        _inspect(specs, values)
+
+
+@torch.no_grad()
+def _inspect(specs: Sequence[ParameterSpec], values: Sequence[Tensor]) -> None:
+    if not math.isfinite(reduce(operator.add, (value.sum() for value in values))):
+        for position, (spec, value) in enumerate(zip(specs, values, strict=True)):
+            spec.check_finite(position, value)  # or a sum overflowed
+    for position, (spec, value) in enumerate(zip(specs, values, strict=True)):
+        if spec.declares:
+            spec.check(position, value)
 
 
 class _Check(torch.autograd.Function):
@@ -245,8 +266,7 @@ class _Check(torch.autograd.Function):
 
     @staticmethod
     def forward(specs: tuple[ParameterSpec, ...], *values: Tensor) -> Tensor:
-        for position, (spec, value) in enumerate(zip(specs, values, strict=True)):
-            spec.check(position, value)
+        _inspect(specs, values)
         return values[0].new_zeros(())
 
     @staticmethod

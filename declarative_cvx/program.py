@@ -5,6 +5,7 @@ minimise   1/2 x'P x + q'x      subject to   A x + s = b,  s in K
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -15,11 +16,12 @@ from torch import Tensor
 
 from declarative_cvx.cones import Cone
 from declarative_cvx.sparsity import (
-    DENSE_SHARE,
     Block,
     Places,
     Sparsity,
+    image,
     matmul,
+    matvec,
     product,
     to_dense,
 )
@@ -70,30 +72,14 @@ class Structure:
         )
 
     @cached_property
-    def has_dense_blocks(self) -> bool:
-        """Whether products with A are fastest by the dense blocks that an elimination leaves."""
-        if self.elimination is None:
-            return False
-        A_E, A_R = self.blocks.A_E, self.blocks.A_R
-        return A_E.places.size + A_R.places.size <= DENSE_SHARE * (A_E.stored + A_R.stored)
-
-    @cached_property
-    def has_dense_curvature(self) -> bool:
-        """Whether P over what an elimination leaves is all zero, or multiplied as a dense block."""
-        return self.blocks.P_X.places.size <= DENSE_SHARE * self.blocks.P_X.stored or (
-            self.blocks.P_X.stored == 0
-        )
-
-    @cached_property
-    def has_whole_lines(self) -> bool:
-        """Whether the entries of A are (c, A_E) line by line, then A_R, none of them missing."""
+    def has_joined_blocks(self) -> bool:
+        """Whether the entries of A are A_E and A_R, none of them missing, and then c."""
         if self.elimination is None:
             return False
         blocks, count = self.blocks, self.elimination.T.size
-        stored = np.concatenate([blocks.c.places[:, None], blocks.A_E.places], 1).ravel()
-        stored = np.concatenate([stored, blocks.A_R.places.ravel()])
+        places = (blocks.A_E.places.ravel(), blocks.A_R.places.ravel(), blocks.c.places)
         first = [self.elimination.E, self.elimination.T]
-        return np.array_equal(stored, np.arange(self.A.nnz)) and all(
+        return np.array_equal(np.concatenate(places), np.arange(self.A.nnz)) and all(
             np.array_equal(numbers, np.arange(count)) for numbers in first
         )
 
@@ -127,14 +113,6 @@ class Elimination:
         rows, variables = np.concatenate([self.E, self.R]), np.concatenate([self.T, self.X])
         arrays = (self.E, self.T, self.X, self.R, np.argsort(rows), np.argsort(variables))
         return Arrangement(*map(Places, arrays))
-
-    @cached_property
-    def in_systems(self) -> tuple[tuple[Places, ...], Places]:
-        """The parts in vectors of variables, then rows: E, T, X and R, and the way back."""
-        n = len(self.T) + len(self.X)
-        parts = tuple(map(Places, (n + self.E, self.T, self.X, n + self.R)))
-        numbers = [self.places.variables.numbers, n + self.places.rows.numbers]
-        return parts, Places(np.concatenate(numbers))
 
 
 class Arrangement(NamedTuple):
@@ -217,51 +195,50 @@ class ConeProgram:
 
     def P_matmul(self, v: Tensor) -> Tensor:
         """P @ v for v of shape (batch, n, columns)."""
-        structure = self.structure
-        if structure.P.is_dense:
+        if self.structure.P.is_dense:
             return product(self.dense_P, v)
-        if not structure.has_dense_blocks or not structure.has_dense_curvature:
-            return matmul(self.P, structure.P, v)
-        places = structure.elimination.places  # type: ignore[union-attr]
-        (p, P), t, x = self.curvature, places.T.take(v), places.X.take(v)
-        x = torch.zeros_like(x) if P is None else product(P, x)
-        return places.variables.take(torch.cat([p[:, :, None] * t, x], 1))
+        return matmul(self.P, self.structure.P, v)
 
     def A_matmul(self, v: Tensor) -> Tensor:
         """A @ v for v of shape (batch, n, columns)."""
-        if self.structure.has_dense_blocks:
-            places = self.structure.elimination.places  # type: ignore[union-attr]
-            A_E, A_R, c = self.blocks
-            t, x = places.T.take(v), places.X.take(v)
-            defined = product(A_E, x) + c[:, :, None] * t
-            return places.rows.take(torch.cat([defined, product(A_R, x)], 1))
         if self.structure.A.is_dense:
             return product(self.dense_A, v)
         return matmul(self.A, self.structure.A, v)
 
     def At_matmul(self, v: Tensor) -> Tensor:
         """A' @ v for v of shape (batch, m, columns)."""
-        if self.structure.has_dense_blocks:
-            places = self.structure.elimination.places  # type: ignore[union-attr]
-            A_E, A_R, c = self.blocks
-            y = places.E.take(v)
-            x = product(A_E.mT, y) + product(A_R.mT, places.R.take(v))
-            return places.variables.take(torch.cat([c[:, :, None] * y, x], 1))
         if self.structure.A.is_dense:
             return product(self.dense_A.mT, v)
         return matmul(self.A, self.structure.A, v, transpose=True)
 
     def P_times(self, x: Tensor) -> Tensor:
         """P x for x of shape (batch, n)."""
-        return self.P_matmul(x[:, :, None])[:, :, 0]
+        return self.P_matmul(x.unsqueeze(2)).squeeze(2)
 
     def A_times(self, x: Tensor) -> Tensor:
         """A x for x of shape (batch, n)."""
-        return self.A_matmul(x[:, :, None])[:, :, 0]
+        if self.structure.A.is_dense:
+            return image(self.dense_A, x)
+        return matvec(self.A, self.structure.A, x)
 
     def At_times(self, y: Tensor) -> Tensor:
         """A'y for y of shape (batch, m)."""
-        return self.At_matmul(y[:, :, None])[:, :, 0]
+        if self.structure.A.is_dense:
+            return image(self.dense_A.mT, y)
+        return matvec(self.A, self.structure.A, y, transpose=True)
+
+    def conditions(self, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """P x + q + A'y, shape (batch, n), and A x + s - b, shape (batch, m)."""
+        return self.P_times(x) + self.q + self.At_times(y), self.A_times(x) + s - self.b
+
+    def terms(
+        self, x: Tensor, y: Tensor, s: Tensor, size: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The largest terms of every entry of `conditions`; `size` takes vectors to entries'."""
+        sizes = self.absolute
+        dual = torch.maximum(sizes.P_times(size(x)), sizes.At_times(size(y)))
+        primal = torch.maximum(sizes.A_times(size(x)), s.abs())
+        return torch.maximum(dual, sizes.q), torch.maximum(primal, sizes.b)
 
     def objective(self, x: Tensor) -> Tensor:
         """1/2 x'P x + q'x, shape (batch,)."""
@@ -275,7 +252,7 @@ class ConeProgram:
 
     def select(self, index: Tensor) -> ConeProgram:
         """The elements of the batch named by an increasing index tensor."""
-        if len(index) == self.batch:
+        if index.shape[0] == self.batch:
             return self
         return replace(
             self,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from declarative_cvx.cones import ConeDerivative
 from declarative_cvx.kkt import System, solve_regular_kkt
-from declarative_cvx.least_squares import RANK_TOLERANCE
+from declarative_cvx.least_squares import INFLATED, RANK_TOLERANCE
 from declarative_cvx.program import ConeProgram, Point
 from declarative_cvx.residuals import conditions
 
@@ -27,6 +27,8 @@ PATIENCE = 4
 ROUNDING = 1e-14
 NEARLY = 1e-11
 CLEAR_GAIN = 0.1
+# By which factor residuals at rounding level differ from step to step.
+FLUCTUATION = 4.0
 # Longer steps, in units of size one, come from singular matrices.
 LARGEST_STEP = 1e30
 # Programs with more variables and rows than this are left as they come.
@@ -57,11 +59,20 @@ def refine(
         with those of the points that came.
     """
     here = _Place.of(program, torch.cat([x, s - y], 1), scale)
+    here, settled = _steps_together(program, here, scale)
+    if bool(settled.all()):
+        return _parts(here.point, here.slack)
     best = _Best(torch.cat([here.point, here.slack], 1), here.merit)
-    _full_steps(program, here, best, scale)
+    _full_steps(program, here, best, scale, torch.where(~settled)[0])
     _shortened_steps(program, best, scale)
-    x, z, slack = best.point.split([x.shape[1], s.shape[1], s.shape[1]], 1)
-    return x, slack - z, slack
+    size = here.point.shape[1]
+    return _parts(best.point[:, :size], best.point[:, size:])
+
+
+def _parts(point: Tensor, slack: Tensor) -> Point:
+    """(x, y, s) of points (x, z) and the projections of z."""
+    n = point.shape[1] - slack.shape[1]
+    return point[:, :n], slack - point[:, n:], slack
 
 
 @dataclass(frozen=True)
@@ -73,42 +84,32 @@ class _Place:
     point, residual : Tensor, shape (batch, n + m)
     slack : Tensor, shape (batch, m)
         The projection of z.
-    projection : ConeDerivative or None
-        If it was asked for.
+    projection : ConeDerivative
+        Its derivative.
     merit : Tensor, shape (batch,)
         Largest relative residual.
     """
 
     point: Tensor
     slack: Tensor
-    projection: ConeDerivative | None
+    projection: ConeDerivative
     residual: Tensor
     merit: Tensor
 
     @classmethod
-    def of(
-        cls, program: ConeProgram, point: Tensor, scale: Tensor, differentiate: bool = True
-    ) -> _Place:
+    def of(cls, program: ConeProgram, point: Tensor, scale: Tensor) -> _Place:
         n, cone = program.structure.variables, program.structure.cone
         x, z = point[:, :n], point[:, n:]
-        slack, projection = cone.decompose(z) if differentiate else (cone.project(z), None)
+        slack, projection = cone.decompose(z)
         residual = torch.cat(conditions(program, x, slack - z, slack), 1)
         return cls(point, slack, projection, residual, (residual / scale).abs().amax(1))
 
     def select(self, index: Tensor) -> _Place:
         """Those of the elements named by an increasing index tensor."""
-        if len(index) == len(self.merit):
+        if index.shape[0] == self.merit.shape[0]:
             return self
         point, slack, residual = (v[index] for v in (self.point, self.slack, self.residual))
-        projection = None if self.projection is None else self.projection.select(index)
-        return _Place(point, slack, projection, residual, self.merit[index])
-
-    def system(self, program: ConeProgram) -> System:
-        """The linear system of a Newton step from here."""
-        if self.projection is not None:
-            return System(program, self.projection)
-        z = self.point[:, program.structure.variables :]
-        return System(program, program.structure.cone.derivative(z))
+        return _Place(point, slack, self.projection.select(index), residual, self.merit[index])
 
 
 def newton_step(program: ConeProgram, point: Point, violations: tuple[Tensor, Tensor]) -> Point:
@@ -154,17 +155,45 @@ class _Best:
         return place.merit < torch.where(known < NEARLY, CLEAR_GAIN, GAIN) * known
 
 
-def _full_steps(program: ConeProgram, here: _Place, best: _Best, scale: Tensor) -> None:
-    """Newton's method without a line search.
+def _steps_together(program: ConeProgram, here: _Place, scale: Tensor) -> tuple[_Place, Tensor]:
+    """Newton steps of all elements at once, as long as each of them gains much by every one.
+
+    A matrix serves twice if that is expected to lead to rounding level. Returned are the last
+    place, and which elements are at their end there: at rounding level, or as near as a step that
+    was to lead there has brought them.
+    """
+    settled, system = here.merit <= ROUNDING, None
+    end: Tensor | float = ROUNDING
+    for _ in range(MAX_STEPS):
+        system = System(program, here.projection) if system is None else system
+        direction = system.unchecked(here.residual[:, :, None])[:, :, 0]
+        longest = INFLATED * here.residual.abs().amax(1)
+        if not bool((direction.abs().amax(1) <= longest).all()):  # some matrix is singular
+            break
+        there = _Place.of(program, here.point - direction, scale)
+        at_end, gain = there.merit <= end, there.merit / here.merit
+        if not bool((at_end | (gain <= CLEAR_GAIN)).all()):
+            break
+        here, settled, expected = there, at_end, there.merit * gain
+        if bool(settled.all()):
+            break
+        if not bool((settled | (expected <= ROUNDING) | (here.merit < NEARLY)).all()):
+            system, expected = None, expected * gain
+        end = (FLUCTUATION * here.merit).clamp(ROUNDING, NEARLY)
+        end = torch.where(expected <= ROUNDING, end, ROUNDING)
+    return here, settled
+
+
+def _full_steps(program: ConeProgram, here: _Place, best: _Best, scale: Tensor, at: Tensor) -> None:
+    """Newton's method without a line search, of the elements named.
 
     Where pieces of the cones change (active sets), the residual may rise before it falls to zero,
     so an element is given up only after several steps without a gain.
     """
-    at = torch.where(best.merit > ROUNDING)[0]
     here, idle = here.select(at), torch.zeros_like(at)
     search = _Search(program.select(at), here, scale[at], at, idle, here.merit)
     for _ in range(MAX_STEPS):
-        if not len(search.at):
+        if not search.at.shape[0]:
             return
         search.narrow(search.step(best))
 
@@ -179,65 +208,36 @@ class _Search:
     at: Tensor
     idle: Tensor
     expected: Tensor  # merits after the next step
-    system: System | None = None  # to be used once more
 
     def step(self, best: _Best) -> Tensor:
         """A step of all elements; which of them are worth another."""
-        before, expected, again = self.here, self.expected, self.system is not None
-        direction, failed = self._direction()
+        before = self.here
+        direction, failed = _direction(self.program, before)
         moved = _is_moderate(direction)
-        direction = torch.where(moved[:, None], direction, 0.0)
-        point, last = before.point - direction, again or bool((expected <= ROUNDING).all())
-        self.here = _Place.of(self.program, point, self.scale, differentiate=not last)
+        point = before.point - direction.masked_fill(~moved[:, None], 0.0)
+        self.here = _Place.of(self.program, point, self.scale)
         gained, merit = best.offer(self.at, self.here), best.merit[self.at]
+        self.idle = torch.where(gained, 0, self.idle + 1 + failed.long())
         nearly = merit < NEARLY
-        wasted = ~gained & nearly if again else torch.where(gained, 0, 1 + failed.long())
-        self.idle = torch.where(gained, 0, self.idle + wasted)
-        patience = torch.where(nearly, 1, PATIENCE)
-        go_on = (merit > torch.where(nearly & (expected <= ROUNDING), torch.inf, ROUNDING)) & (
-            self.idle < patience
-        )
-        if again:
-            self._return(before, go_on & ~(self.here.merit < before.merit))
-        self._look_ahead(before, failed, go_on)
-        return go_on & moved
-
-    def _look_ahead(self, before: _Place, failed: Tensor, go_on: Tensor) -> None:
-        """Keep the matrix if it is good for another step; what to expect of that step."""
-        merit, gain = self.here.merit, self.here.merit / before.merit
-        enough = (merit * gain <= ROUNDING) | (merit < NEARLY)
-        if bool(((enough & ~failed) | ~go_on).all()):
-            self.expected = merit * gain
-        else:
-            self.system, self.expected = None, merit * gain**2
+        at_end = (merit <= ROUNDING) | (nearly & (self.expected <= ROUNDING))
+        self.expected = self.here.merit * (self.here.merit / before.merit) ** 2
+        return ~at_end & (self.idle < torch.where(nearly, 1, PATIENCE)) & moved
 
     def narrow(self, go_on: Tensor) -> None:
-        """Leave the elements that are done, unless that would cost more than taking them along."""
-        count = int(go_on.sum())
-        if count == len(go_on) or (count and self.system is not None):
-            return
+        """Leave the elements that are done."""
         keep = torch.where(go_on)[0]
-        self.here, self.expected = self.here.select(keep), self.expected[keep]
+        if keep.shape[0] == self.at.shape[0]:
+            return
+        self.here, self.program = self.here.select(keep), self.program.select(keep)
         self.at, self.idle, self.scale = self.at[keep], self.idle[keep], self.scale[keep]
-        self.program, self.system = self.program.select(keep), None
+        self.expected = self.expected[keep]
 
-    def _direction(self) -> tuple[Tensor, Tensor]:
-        """Newton direction, with the last matrix if there is one, and where it is least squares."""
-        residual = self.here.residual[:, :, None]
-        if self.system is not None:
-            direction = self.system.core().solve(residual)
-            failed = torch.zeros_like(self.at, dtype=torch.bool)
-        else:
-            system = self.here.system(self.program)
-            direction, _, failed = system.solve_any(residual, exactly=False)
-            self.system = None if system.is_sparse else system
-        return direction[:, :, 0], failed
 
-    def _return(self, before: _Place, worse: Tensor) -> None:
-        """Go back where a step with an old matrix led away."""
-        if bool(worse.any()):
-            point = torch.where(worse[:, None], before.point, self.here.point)
-            self.here = _Place.of(self.program, point, self.scale)
+def _direction(program: ConeProgram, place: _Place) -> tuple[Tensor, Tensor]:
+    """Newton direction, and where it is that of least squares."""
+    system = System(program, place.projection)
+    found, _, failed = system.solve_any(place.residual[:, :, None], exactly=False)
+    return found[:, :, 0], failed
 
 
 def _shortened_steps(program: ConeProgram, best: _Best, scale: Tensor) -> None:
@@ -248,12 +248,11 @@ def _shortened_steps(program: ConeProgram, best: _Best, scale: Tensor) -> None:
             return
         part, sizes = program.select(at), scale[at]
         here = _Place.of(part, best.point[at, :size], sizes)
-        residual = here.residual[:, :, None]
-        direction = here.system(part).solve_any(residual, exactly=False)[0][:, :, 0]
-        direction = torch.where(_is_moderate(direction)[:, None], direction, 0.0)
+        direction = _direction(part, here)[0]
+        direction = direction.masked_fill(~_is_moderate(direction)[:, None], 0.0)
         for halving in range(MAX_HALVINGS):
             trial = here.point - direction / 2**halving
-            best.offer(at, _Place.of(part, trial, sizes, differentiate=False))
+            best.offer(at, _Place.of(part, trial, sizes))
             if bool((best.merit[at] < here.merit).all()):
                 break
         gained = best.merit[at] < GAIN * here.merit

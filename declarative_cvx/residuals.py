@@ -13,13 +13,22 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
+from declarative_cvx.cones import Cone
 from declarative_cvx.program import ConeProgram
+from declarative_cvx.scaling import INFINITE
 
 # Conditions whose terms are all (nearly) zero have no scale of their own: terms smaller than this
 # are measured absolutely, in units of it. (Programs come in units of size one.)
 SMALLEST_SCALE = 1e-3
 SMALLEST_SHARE = 1e-4
+# Where every condition is measured by its own terms: size of entries, in units of the largest or of
+# one, up to which they count as that; the share of the largest that may be rounding; and the share
+# of the largest terms that is nothing, such as zeros that come out of a computation as 1e-17.
+ORDINARY_SCALE = 1e-1
+ROUNDING_SHARE = 1e-8
+NOTHING = 1e-10
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,8 @@ class Residuals:
     dual : Tensor, shape (batch,)
         P x + q + A'y likewise.
     gap : Tensor, shape (batch,)
-        The larger of ``|x'P x + q'x + b'y|`` and ``|s'y|``, in units of the objective's terms.
+        The larger of ``|x'P x + q'x + b'y|`` and ``|s'y|``, in units of the larger of ``|q'x|``
+        and ``|b'y|``.
     cone : Tensor, shape (batch,)
         Distance of s from K and of y from K*, the larger one.
     """
@@ -92,16 +102,16 @@ def scales(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tenso
     primal : Tensor, shape (batch, m)
         Of A x + s - b likewise.
     """
-    sizes = program.absolute
-    # An entry of x (or y) that is zero at the solution is known to a share of the largest one.
-    x = x.abs() + SMALLEST_SHARE * _norm(x)[:, None]
-    y = y.abs() + SMALLEST_SHARE * _norm(y)[:, None]
-    dual = torch.maximum(sizes.P_times(x), sizes.At_times(y))
-    primal = torch.maximum(sizes.A_times(x), s.abs())
-    return (
-        torch.maximum(dual, sizes.q).clamp(min=SMALLEST_SCALE),
-        torch.maximum(primal, sizes.b).clamp(min=SMALLEST_SCALE),
-    )
+    dual, primal = program.terms(x, y, s, _sizes)
+    return dual.clamp(min=SMALLEST_SCALE), primal.clamp(min=SMALLEST_SCALE)
+
+
+def _sizes(v: Tensor) -> Tensor:
+    """Of entries, (batch, k): one that is zero is known to a share of the largest one."""
+    sizes = v.abs()
+    if not v.shape[1]:
+        return sizes
+    return torch.add(sizes, sizes.amax(1, keepdim=True), alpha=SMALLEST_SHARE)
 
 
 def conditions(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,8 +128,59 @@ def conditions(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> tuple[T
     dual : Tensor, shape (batch, n)
     primal : Tensor, shape (batch, m)
     """
-    dual = program.P_times(x) + program.q + program.At_times(y)
-    return dual, program.A_times(x) + s - program.b
+    return program.conditions(x, y, s)
+
+
+def own_violation(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> Tensor:
+    """Largest violation of an optimality condition, each of them in units of its own terms.
+
+    On cones that are not polyhedral, at the nearest point with s'y = 0 (Moreau): an s'y that is
+    small says little there, because errors count in it by their squares.
+
+    Parameters
+    ----------
+    program : ConeProgram
+    x : Tensor, shape (batch, n)
+    y, s : Tensor, shape (batch, m)
+
+    Returns
+    -------
+    Tensor, shape (batch,)
+    """
+    cone, sizes = program.structure.cone, program.absolute
+    s, y = _complementary(cone, s, y)
+    rows = cone.zero + cone.nonneg
+    # Rows of the other cones are known to a share of the whole cone's.
+    slack = torch.cat([s[:, :rows].abs(), _with_least(s)[:, rows:]], 1)
+    primal = torch.maximum(sizes.A_times(_with_least(x)), slack)
+    dual = torch.maximum(sizes.P_times(_with_least(x)), sizes.At_times(_with_least(y)))
+    terms = torch.maximum(dual, sizes.q), torch.maximum(primal, sizes.b)
+    both = _part(s, terms[1]) * _part(y, torch.ones_like(y))
+    shares = [both[:, cone.slice_of("nonneg")]]
+    for violation, own in zip(conditions(program, x, y, s), terms, strict=True):
+        least = NOTHING * _norm(own.masked_fill(own >= INFINITE, 0.0)).clamp(min=SMALLEST_SCALE)
+        shares.append(violation.abs() / torch.maximum(own, least[:, None]))
+    return _norm(torch.cat(shares, 1))
+
+
+def _with_least(v: Tensor) -> Tensor:
+    """Sizes of entries, of small ones not less than to what the largest let them be known."""
+    largest = _norm(v)
+    least = torch.maximum(ORDINARY_SCALE * largest.clamp(max=1.0), ROUNDING_SHARE * largest)
+    return torch.maximum(v.abs(), least[:, None])
+
+
+def _part(v: Tensor, unit: Tensor) -> Tensor:
+    """Sizes of entries: small ones in parts of a unit, large ones 1."""
+    return v.abs() / (v.abs() + ORDINARY_SCALE * unit).clamp(min=torch.finfo(v.dtype).tiny)
+
+
+def _complementary(cone: Cone, s: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The pair (s, y), by Moreau's decomposition of s - y where cones are not polyhedral."""
+    z, rows = s - y, cone.zero + cone.nonneg
+    nearest = cone.project(z)
+    s = torch.cat([s[:, :rows], nearest[:, rows:]], 1)
+    return s, torch.cat([y[:, :rows], (nearest - z)[:, rows:]], 1)
 
 
 def residuals(
@@ -147,21 +208,20 @@ def residuals(
     Residuals
         NaN for points that are not finite.
     """
-    finite = None
-    if not math.isfinite(torch.cat([x, y, s], 1).sum()):
-        finite = torch.isfinite(torch.cat([x, y, s], 1)).all(1)
+    cone, finite = program.structure.cone, None
+    if cone.kinds - {"zero", "nonneg"} and not math.isfinite(torch.cat([x, y, s], 1).sum()):
+        finite = torch.isfinite(torch.cat([x, y, s], 1)).all(1)  # what projections ask for
         x, y, s = (torch.where(finite[:, None], v, 0.0) for v in (x, y, s))
         violations = None
-    cone = program.structure.cone
     dual, primal = conditions(program, x, y, s) if violations is None else violations
     dual_scale, primal_scale = scales(program, x, y, s) if sizes is None else sizes
     nearest, opposite = cone.project(torch.cat([s, -y])).chunk(2)
-    rows = torch.stack([primal, s - nearest], 1) / primal_scale[:, None]
+    rows = torch.stack([primal, s - nearest], 1) / primal_scale.unsqueeze(1)
     primal_worst, outside = _norm(rows).unbind(1)
     y_scale = _norm(y).clamp(min=SMALLEST_SCALE)
-    qx, by, sy = (x * program.q).sum(1), (y * program.b).sum(1), (s * y).sum(1)
-    difference = (x * dual).sum(1) - (y * primal).sum(1) + sy  # x'P x + q'x + b'y
-    value_scale = torch.stack([difference - qx - by, qx, by]).abs().amax(0)
+    qx, by, sy = vecdot(x, program.q), vecdot(y, program.b), vecdot(s, y)
+    difference = vecdot(x, dual) - vecdot(y, primal) + sy  # x'P x + q'x + b'y
+    value_scale = torch.maximum(qx.abs(), by.abs())  # at least half of |x'P x| without a gap
     gap = torch.maximum(difference.abs(), sy.abs())
     found = Residuals(
         primal_worst,
@@ -188,13 +248,16 @@ def infeasibility(program: ConeProgram, y: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (batch,)
-        Violation relative to -b'y, in the units of A and b; infinite where b'y >= 0. A value
-        of 1e-6 shows that a feasible x, if there were one, would be larger than 1e6.
+        Violation relative to -b'y, in the units of b and of each column of A; infinite where
+        b'y >= 0. A value of 1e-9 shows that a feasible x, if there were one, would be larger than
+        1e9.
     """
     y = torch.where(torch.isfinite(y).all(1, keepdim=True), y, 0.0)  # no certificate
-    gain = -(y * program.b).sum(1) / _norm(program.b).clamp(min=torch.finfo(y.dtype).tiny)
-    dual_cone = program.structure.cone.project_dual(y)
-    return _certificate(gain, _norm(program.At_times(y)) / _size(program.A), _norm(y - dual_cone))
+    size = _norm(program.b.masked_fill(program.b >= INFINITE, 0.0))
+    gain = -(y * program.b).sum(1) / size.clamp(min=torch.finfo(y.dtype).tiny)
+    columns = _sums(program.absolute.At_times(torch.ones_like(y)))
+    outside = y - program.structure.cone.project_dual(y)
+    return _certificate(gain, program.At_times(y) / columns, outside)
 
 
 def unboundedness(program: ConeProgram, x: Tensor) -> Tensor:
@@ -208,20 +271,23 @@ def unboundedness(program: ConeProgram, x: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (batch,)
-        Violation relative to -q'x, in the units of P, A and q; infinite where q'x >= 0.
+        Violation relative to -q'x, in the units of q and of each row of P and A; infinite where
+        q'x >= 0.
     """
     x = torch.where(torch.isfinite(x).all(1, keepdim=True), x, 0.0)  # no certificate
     gain = -(x * program.q).sum(1) / _norm(program.q).clamp(min=torch.finfo(x.dtype).tiny)
-    slack = -program.A_times(x)
-    slack_error = _norm(slack - program.structure.cone.project(slack)) / _size(program.A)
-    return _certificate(gain, _norm(program.P_times(x)) / _size(program.P), slack_error)
+    slack, one = -program.A_times(x), torch.ones_like(x)
+    outside = slack - program.structure.cone.project(slack)
+    curvature = program.P_times(x) / _sums(program.absolute.P_times(one))
+    return _certificate(gain, curvature, outside / _sums(program.absolute.A_times(one)))
 
 
-def _size(values: Tensor) -> Tensor:
-    size = _norm(values)
-    return torch.where(size > 0, size, 1.0)
+def _sums(sums: Tensor) -> Tensor:
+    """Sizes of rows or columns: sums of their entries, of at least what is not nothing."""
+    least = (NOTHING * _norm(sums)).clamp(min=torch.finfo(sums.dtype).tiny)
+    return torch.maximum(sums, least[:, None])
 
 
 def _certificate(gain: Tensor, *errors: Tensor) -> Tensor:
-    worst = torch.stack(torch.broadcast_tensors(*errors)).amax(0)
+    worst = _norm(torch.cat(errors, 1))
     return torch.where(gain > 0, worst / torch.where(gain > 0, gain, 1.0), torch.inf)

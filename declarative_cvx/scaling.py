@@ -43,7 +43,8 @@ class Scaling:
             return cls(one, one, one, trivial=True)
         found = cls.of(program)
         factors = (found.primal, found.slack, found.objective)
-        primal, slack, objective = (torch.where(ordinary[:, None], 1.0, f) for f in factors)
+        ordinary = ordinary.all(0)[:, None]
+        primal, slack, objective = (torch.where(ordinary, 1.0, f) for f in factors)
         return cls(primal, slack, objective)
 
     @classmethod
@@ -80,8 +81,8 @@ class Scaling:
         if self.trivial:
             return replace(program)
         q, b = self.data(program.q, program.b)
-        return replace(
-            program,
+        return ConeProgram(
+            program.structure,
             P=program.P * (self.objective * self.primal**2) if program.P.shape[1] else program.P,
             q=q,
             A=program.A * (self.primal / self.slack) if program.A.shape[1] else program.A,
@@ -116,43 +117,42 @@ class Scaling:
 
 
 def _is_ordinary(program: ConeProgram) -> Tensor:
-    """Elements whose data are zero or about one, bool, shape (batch,)."""
+    """Whether the largest P, q, A and b of each element is zero or about one, (4, batch)."""
     sizes = program.absolute
-    largest = [_largest(v)[:, 0] for v in (sizes.P, sizes.q, sizes.A, sizes.b)]
+    largest = [v.amax(1) for v in (sizes.P, sizes.q, sizes.A, sizes.b) if v.shape[1]]
     both = torch.stack(torch.broadcast_tensors(*largest))
-    return ((both.clamp(*ORDINARY) == both) | (both == 0)).all(0)
+    return (both.clamp(*ORDINARY) == both) | (both == 0)
 
 
 def _size(values: Tensor) -> Tensor:
     """Geometric mean of the nonzero entries' sizes, shape (batch or 1, 1); 0 if there are none.
 
-    One entry of 1e10, a bound that stands for none, does not decide the units of the others; nor
-    do those that are nothing but rounding beside the largest, such as zeros that come out of an
-    earlier computation as 1e-27.
+    Those that are nothing but rounding beside the largest do not count, such as zeros that come
+    out of an earlier computation as 1e-27; nor do those that mean infinity.
     """
-    sizes = values.abs()
-    nonzero = sizes > torch.finfo(values.dtype).eps * _largest_finite(sizes)
+    sizes = _finite(values.abs())
+    nonzero = sizes > torch.finfo(values.dtype).eps * _largest(sizes)
     count = nonzero.sum(1, keepdim=True)
     logs = torch.where(nonzero, sizes, 1.0).log().sum(1, keepdim=True)
     return torch.where(count > 0, (logs / count.clamp(min=1)).exp(), 0.0)
 
 
 def _largest_entry(values: Tensor) -> Tensor:
-    """Largest absolute entry of each element, shape (batch or 1, 1)."""
-    return _largest(values.abs())
+    """Largest absolute entry of each element that does not mean infinity, (batch or 1, 1)."""
+    return _largest(_finite(values.abs()))
 
 
 def _largest(sizes: Tensor) -> Tensor:
-    """Likewise of absolute values."""
+    """Largest of the absolute values, shape (batch or 1, 1)."""
     if sizes.shape[1] == 0:
         return sizes.new_zeros((sizes.shape[0], 1))
     return sizes.amax(1, keepdim=True)
 
 
-def _largest_finite(sizes: Tensor) -> Tensor:
-    """Largest entry that is not so large as to stand for infinity; the largest if all are."""
-    finite = _largest(torch.where(sizes > INFINITE, 0.0, sizes))
-    return torch.where(finite > 0, finite, _largest(sizes))
+def _finite(sizes: Tensor) -> Tensor:
+    """The sizes, those zero that mean infinity, unless all others are zero."""
+    finite = torch.where(sizes > INFINITE, 0.0, sizes)
+    return torch.where(finite.any(1, keepdim=True), finite, sizes)
 
 
 def _power(values: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -27,16 +28,19 @@ class Solution(ABC):
     ----------
     variables : tuple of Tensor
         The outputs asked for in ``variables=``, shaped as the layer returns them.
-    value : Tensor, shape (batch,)
-        Optimal value of the problem; () for an unbatched call.
     """
 
     variables: tuple[Tensor, ...]
-    value: Tensor
     _recover: Callable[[Any], Tensor]
+    _evaluate: Callable[[], Tensor]
 
     def __getitem__(self, variable: object) -> Tensor:
         return self._recover(getattr(variable, "id", variable))
+
+    @cached_property
+    def value(self) -> Tensor:
+        """Optimal value of the problem, shape (batch,); () for an unbatched call."""
+        return self._evaluate()
 
     @property
     @abstractmethod
@@ -52,6 +56,11 @@ class Solution(ABC):
     def solved(self) -> Tensor:
         """Whether each element has a verified solution, bool, shape (batch,)."""
         return self.codes == int(Status.OPTIMAL)
+
+    @property
+    def all_solved(self) -> bool:
+        """Whether all elements have a verified solution."""
+        return bool(self.solved.all())
 
     @property
     @abstractmethod
@@ -119,6 +128,10 @@ class ConicSolution(Solution):
     @property
     def codes(self) -> Tensor:
         return self.cone.status
+
+    @property
+    def all_solved(self) -> bool:
+        return self.cone.all_solved
 
     @property
     def residuals(self) -> Residuals:

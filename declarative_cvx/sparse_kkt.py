@@ -23,11 +23,13 @@ REGULARISATION = 1e-6
 CORRECTIONS = 20
 # Corrections stop once they are this small relative to the solution.
 SETTLED = 1e-15
+# Error of a known solution, found again, from which on a matrix may be singular but for rounding.
+DOUBTFUL = 1e-4
 
 
 def sparse_solve(
     program: ConeProgram, projection: ConeDerivative, transpose: bool, rhs: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Solutions of J w = v (or J'w = v) by sparse LU; NaN where a matrix is singular.
 
     Parameters
@@ -36,13 +38,25 @@ def sparse_solve(
     projection : ConeDerivative
     transpose : bool
     rhs : Tensor, shape (batch, n + m, columns)
+
+    Returns
+    -------
+    solution : Tensor, shape (batch, n + m, columns)
+    doubtful : Tensor of bool, shape (batch,)
+        Where a matrix may be singular but for rounding.
     """
+    known = np.random.default_rng(0).uniform(0.5, 1.5, (rhs.shape[1], 1))
 
     def solve(matrix: sp.csc_array, v: np.ndarray) -> np.ndarray:
         factors = _factor(matrix)
-        return np.full_like(v, np.nan) if factors is None else factors.solve(v)
+        if factors is None:
+            return np.full((len(v), v.shape[1] + 1), np.nan)
+        return factors.solve(np.concatenate([v, matrix @ known], 1))
 
-    return _each(solve, program, projection, transpose, rhs)
+    found = _each(solve, program, projection, transpose, rhs)
+    again = torch.as_tensor(known[:, 0], device=rhs.device)
+    doubtful = ~((found[:, :, -1] - again).abs().amax(1) < DOUBTFUL)
+    return found[:, :, :-1], doubtful
 
 
 def sparse_least_norm(

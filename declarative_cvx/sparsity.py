@@ -11,8 +11,12 @@ from torch import Tensor
 
 from declarative_cvx.transforms import outside_transforms
 
-# Matrices with at most this many places for each stored entry are multiplied as dense ones.
+# Matrices with at most this many places for each stored entry, or in all, are multiplied as dense
+# ones.
 DENSE_SHARE = 8
+DENSE_SIZE = 4096
+# Matrices with at most so many places are multiplied whole, even where blocks of them are zero.
+TINY = 1024
 
 
 def columns(v: Tensor, index: Tensor) -> Tensor:
@@ -21,9 +25,23 @@ def columns(v: Tensor, index: Tensor) -> Tensor:
     return v.gather(1, index.reshape(1, -1, *(1 for _ in v.shape[2:])).expand(shape))
 
 
+def image(matrix: Tensor, v: Tensor) -> Tensor:
+    """``matrix @ v`` for matrices (batch or 1, rows, cols) and v (batch, cols).
+
+    As products of rows, which take half the time of those of columns.
+    """
+    if matrix.shape[0] == 1:
+        return v @ matrix[0].mT
+    return torch.bmm(v.unsqueeze(1), matrix.mT).squeeze(1)
+
+
 def product(matrix: Tensor, v: Tensor) -> Tensor:
     """``matrix @ v`` for matrices (batch or 1, rows, cols) and v (batch, cols, columns)."""
-    return torch.bmm(matrix, v) if len(matrix) == len(v) else matrix @ v
+    if matrix.shape[0] == v.shape[0]:
+        return torch.bmm(v.mT, matrix.mT).mT if v.shape[2] == 1 else torch.bmm(matrix, v)
+    if matrix.shape[0] == v.shape[2] == 1:
+        return (v[:, :, 0] @ matrix[0].mT)[:, :, None]
+    return matrix @ v
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +92,8 @@ class Block:
             start, rows, stride, offset, width = self._grid
             lines = values.narrow(1, start, rows * stride)
             if (stride, offset) != (width, 0) or self.places.ndim > 1:
-                lines = lines.view(len(values), rows, stride)[:, :, offset : offset + width]
+                lines = lines.view(values.shape[0], rows, stride)
+                lines = lines if width == stride else lines.narrow(2, offset, width)
             return lines if self.places.ndim > 1 else lines.flatten(1)
         source, target = self._index(values.device)
         batch, size = values.shape[0], self.places.size
@@ -134,7 +153,9 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Sparsity:
-    """Positions of the stored entries of a matrix, sorted by row, then column (CSR order).
+    """Positions of the stored entries of a matrix.
+
+    Those that solvers see are sorted by row, then column (CSR order).
 
     Attributes
     ----------
@@ -174,7 +195,8 @@ class Sparsity:
     @cached_property
     def is_dense(self) -> bool:
         """Whether products are faster with dense matrices than entry by entry."""
-        return 0 < self.shape[0] * self.shape[1] <= DENSE_SHARE * self.nnz
+        size = self.shape[0] * self.shape[1]
+        return self.nnz > 0 and size <= max(DENSE_SIZE, DENSE_SHARE * self.nnz)
 
     def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Rows and columns as tensors on a device."""
@@ -238,6 +260,8 @@ def matmul(values: Tensor, sparsity: Sparsity, v: Tensor, transpose: bool = Fals
     size = sparsity.shape[0]
     if transpose:
         rows, cols, size = cols, rows, sparsity.shape[1]
+    if not sparsity.nnz:
+        return v.new_zeros((v.shape[0], size, v.shape[2]))
     products = values[:, :, None] * columns(v, cols)
     return v.new_zeros((v.shape[0], size, v.shape[2])).index_add(1, rows, products)
 

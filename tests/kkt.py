@@ -129,5 +129,6 @@ def unboundedness_violation(program: Element, x: np.ndarray) -> float:
     gain = -(program.q @ x)
     if not gain > 0:
         return np.inf
-    P = program.P + program.P.T
+    P = program.P.toarray()
+    P = P + np.triu(P, 1).T
     return max(np.abs(P @ x).max(), distance(program.cone, -(program.A @ x))) / gain

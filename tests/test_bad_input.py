@@ -22,6 +22,7 @@ from declarative_cvx import (
     SpecificationError,
 )
 from declarative_cvx.backends import BACKENDS, Answer, Point
+from declarative_cvx.compiled import MODULE
 from declarative_cvx.host import HostProgram
 
 
@@ -382,7 +383,9 @@ def test_solver_must_be_a_name_or_an_object(solver: Any) -> None:
 def test_solver_that_is_not_installed_comes_with_the_command(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = BACKENDS[name].capabilities.package
+    package, command = BACKENDS[name].capabilities.package, "pip install"
+    if name == "DualActiveSet":
+        package, command = MODULE, "C compiler"
     _hide(monkeypatch, package)
     problem, target, low, x = _projection()
     attempts = (
@@ -392,19 +395,19 @@ def test_solver_that_is_not_installed_comes_with_the_command(
     for attempt in attempts:
         with pytest.raises(MissingBackendError) as error:
             attempt()
-        assert_names(error, name, f"pip install {package}")
+        assert_names(error, name, BACKENDS[name].capabilities.package, command)
 
 
-def _hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+def _hide(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name)
+        importlib.util, "find_spec", lambda name, *rest: None if name in packages else find(name)
     )
 
 
 def test_auto_does_without_a_solver_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, target, low, x = _projection()
-    _hide(monkeypatch, "moreau")
+    _hide(monkeypatch, MODULE, "moreau")
     layer = DeclarativeLayer(problem, [target, low], [x])
     assert layer.solve(torch.zeros(3), torch.ones(3)).backend == ("Clarabel",)
 

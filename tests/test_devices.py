@@ -107,7 +107,9 @@ def test_default_device_does_not_matter_to_constructors_and_single_calls(case: C
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize("solver", ["Clarabel", "SCS", "Moreau", "OSQP", "ECOS", "diffcp"])
+@pytest.mark.parametrize(
+    "solver", ["DualActiveSet", "Clarabel", "SCS", "Moreau", "OSQP", "ECOS", "diffcp"]
+)
 def test_default_device_does_not_matter_to_solvers(solver: str) -> None:
     case = case_named("simplex_projection")
     values = tensors(case.values)

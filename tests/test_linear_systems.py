@@ -17,7 +17,16 @@ from torch import Tensor
 
 from declarative_cvx import Clarabel, Status
 from declarative_cvx.cones import Cone, ConeDerivative
-from declarative_cvx.elimination import extend, find_elimination, reduce, restrict
+from declarative_cvx.elimination import (
+    arrange,
+    extend,
+    extend_data_gradients,
+    find_elimination,
+    reduce,
+    restrict,
+    restrict_changes,
+    restrict_gradients,
+)
 from declarative_cvx.host import HostProgram
 from declarative_cvx.kkt import solve_kkt
 from declarative_cvx.optimality import residual_map
@@ -311,6 +320,98 @@ def test_values_of_both_programs_differ_by_a_constant() -> None:
         assert_allclose((program.A_times(whole) - program.b)[0, [0, 1, 3]], 0, atol=1e-13)
         differences.append(program.objective(whole) - reduce(program).objective(point[0]))
     assert np.ptp([float(d) for d in differences]) <= 1e-12
+
+
+def dense_program(shared: bool) -> ConeProgram:
+    """Nothing is missing in the rows that define variables, nor in the others."""
+    rng = np.random.default_rng(8)
+    cone = Cone(zero=3, nonneg=4)
+    structure = defining(cone, 4, 3, rng)
+    A = np.ones((7, 7), dtype=bool)
+    A[:, 4:] = False
+    A[np.arange(3), 4 + np.arange(3)] = True
+    program = random_program(Structure(structure.P, pattern(A), cone), rng, shared=("A",) * shared)
+    elimination = with_elimination(program).structure.elimination
+    assert elimination is not None
+    arranged, orders = arrange(program.structure, elimination)
+    assert arranged.has_joined_blocks
+    data = {name: getattr(program, name)[:, order] for name, order in orders.items()}
+    return ConeProgram(arranged, **data)
+
+
+def pieces_program() -> ConeProgram:
+    rng = np.random.default_rng(9)
+    return with_elimination(random_program(defining(EVERY_CONE, 24, 5, rng), rng))
+
+
+REDUCIBLE = {
+    "small": lambda: small_program(FEASIBLE, [1.0, -2.0, 1.0, 0.5, -1.0, 2.0]),
+    "joined": lambda: dense_program(shared=False),
+    "joined, A shared": lambda: dense_program(shared=True),
+    "every cone": pieces_program,
+}
+reducible = pytest.mark.parametrize("name", REDUCIBLE)
+
+
+def vectors(*like: Tensor, seed: int = 3) -> list[Tensor]:
+    rng = np.random.default_rng(seed)
+    return [torch.as_tensor(rng.standard_normal(tuple(v.shape))) for v in like]
+
+
+@reducible
+def test_conditions_of_the_reduced_program_are_those_of_the_whole(name: str) -> None:
+    program = REDUCIBLE[name]()
+    smaller, elimination = reduce(program), program.structure.elimination
+    x, y, s = vectors(smaller.q, smaller.b, smaller.b)
+    dual, primal = program.conditions(*extend(program, (x, y, s)))
+    assert_allclose(dual[:, elimination.T], 0, atol=1e-13)
+    assert_allclose(primal[:, elimination.E], 0, atol=1e-13)
+    found = smaller.conditions(x, y, s)
+    assert_allclose(found[0], dual[:, elimination.X], atol=1e-12)
+    assert_allclose(found[1], primal[:, elimination.R], atol=1e-12)
+    formed = ConeProgram(smaller.structure, smaller.P, smaller.q, smaller.A, smaller.b)
+    for one, other in zip(formed.conditions(x, y, s), found, strict=True):
+        assert_allclose(one, other, atol=1e-12)
+
+
+@reducible
+def test_terms_bound_the_conditions_and_select_takes_elements(name: str) -> None:
+    program = REDUCIBLE[name]()
+    smaller = reduce(program)
+    point = vectors(smaller.q, smaller.b, smaller.b)
+    found, sizes = smaller.conditions(*point), smaller.terms(*point, torch.abs)
+    for one, size in zip(found, sizes, strict=True):
+        assert bool((one.abs() <= 4 * size + 1e-15).all())
+    at = torch.arange(program.batch - 1, program.batch)
+    part = smaller.select(at)
+    for one, other in zip(part.conditions(*(v[at] for v in point)), found, strict=True):
+        assert_allclose(one, other[at], atol=1e-14)
+
+
+@reducible
+def test_changes_and_gradients_of_the_data_are_adjoint(name: str) -> None:
+    program = REDUCIBLE[name]()
+    smaller = reduce(program)
+    q, b, grad_q, grad_b = vectors(program.q, program.b, smaller.q, smaller.b)
+    moved = replace(program, q=program.q + q, b=program.b + b)
+    changes = restrict_changes(program, q, b)
+    assert_allclose(reduce(moved).q - smaller.q, changes[0], atol=1e-12)
+    assert_allclose(reduce(moved).b - smaller.b, changes[1], atol=1e-12)
+    pulled = extend_data_gradients(program, grad_q, grad_b)
+    one = (changes[0] * grad_q).sum(1) + (changes[1] * grad_b).sum(1)
+    assert_allclose(one, (q * pulled[0]).sum(1) + (b * pulled[1]).sum(1), atol=1e-11)
+
+
+@reducible
+def test_changes_and_gradients_of_the_solution_are_adjoint(name: str) -> None:
+    program = REDUCIBLE[name]()
+    smaller = reduce(program)
+    x, y, dx, dy = vectors(smaller.q, smaller.b, smaller.q, smaller.b)
+    here, there = extend(program, (x, y, y)), extend(program, (x + dx, y + dy, y))
+    grad_x, grad_y = vectors(program.q, program.b, seed=4)
+    pulled = restrict_gradients(program, grad_x, grad_y)
+    one = ((there[0] - here[0]) * grad_x).sum(1) + ((there[1] - here[1]) * grad_y).sum(1)
+    assert_allclose(one, (dx * pulled[0]).sum(1) + (dy * pulled[1]).sum(1), atol=1e-11)
 
 
 def test_certificates_extend_too() -> None:

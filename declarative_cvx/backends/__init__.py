@@ -4,6 +4,7 @@ from declarative_cvx.backends.base import Answer, Backend, Capabilities, Point
 from declarative_cvx.backends.clarabel import Clarabel
 from declarative_cvx.backends.diffcp import DIFFCP
 from declarative_cvx.backends.dispatch import automatic, require_capable, solve
+from declarative_cvx.backends.dual_active_set import DualActiveSet
 from declarative_cvx.backends.ecos import ECOS
 from declarative_cvx.backends.elementwise import ElementwiseBackend, One
 from declarative_cvx.backends.moreau import Moreau
@@ -21,6 +22,7 @@ __all__ = [
     "Backend",
     "Capabilities",
     "Clarabel",
+    "DualActiveSet",
     "ElementwiseBackend",
     "Moreau",
     "One",

@@ -21,6 +21,9 @@ from declarative_cvx.host import HostProgram
 from declarative_cvx.program import Structure
 from declarative_cvx.status import Status
 
+# Tolerance near rounding, which interior-point methods reach in a few iterations more.
+SHARPEST = 1e-12
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -176,13 +179,17 @@ class Backend(ABC):
         return importlib.util.find_spec(cls.capabilities.package) is not None
 
     @classmethod
+    def how_to_install(cls) -> str:
+        """The command that installs what is missing."""
+        return f"pip install {cls.capabilities.package}"
+
+    @classmethod
     def require_installed(cls) -> None:
         """Raise `MissingBackendError` with the command that installs the package."""
         if not cls.is_installed():
-            package = cls.capabilities.package
             raise MissingBackendError(
-                f"Solver {cls.name} needs the package {package!r}, which is not installed: "
-                f"pip install {package}"
+                f"Solver {cls.name} needs the package {cls.capabilities.package!r}, which is not "
+                f"installed: {cls.how_to_install()}"
             )
 
     @classmethod
@@ -229,6 +236,10 @@ class Backend(ABC):
     def stages(self, structure: Structure) -> tuple[Backend, ...]:
         """The methods that this choice stands for, in the order in which they are tried."""
         return (self,)
+
+    def sharpened(self) -> Backend | None:
+        """The same method asked for accuracy near rounding; None if it seldom gets there."""
+        return None
 
     @abstractmethod
     def solve(self, program: HostProgram, start: Point | None = None) -> Answer:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from declarative_cvx.backends.base import Capabilities, Point
+from declarative_cvx.backends.base import SHARPEST, Backend, Capabilities, Point
 from declarative_cvx.backends.elementwise import ElementwiseBackend, One
 from declarative_cvx.cones import KINDS, Cone
 from declarative_cvx.host import Element, upper_triangle_order
@@ -47,6 +47,9 @@ class Clarabel(ElementwiseBackend):
         import clarabel
 
         return frozenset(n for n in dir(clarabel.DefaultSettings()) if not n.startswith("_"))
+
+    def sharpened(self) -> Backend:
+        return replace(self, tol=min(self.tol, SHARPEST))
 
     def solve_one(self, element: Element, start: Point | None) -> One:
         import clarabel

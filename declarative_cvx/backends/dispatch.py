@@ -14,7 +14,12 @@ from torch import Tensor
 
 from declarative_cvx.backends.base import Answer, Backend
 from declarative_cvx.backends.base import Point as HostPoint
+from declarative_cvx.backends.bounds import find_infinite, inserted, without
+from declarative_cvx.backends.certificates import sharpen_infeasibility, sharpen_unboundedness
+from declarative_cvx.backends.dual_active_set import ROWS, VARIABLES
 from declarative_cvx.backends.table import installed
+from declarative_cvx.backends.turns import PRECISE, Turn, is_final, turns
+from declarative_cvx.backends.verification import verify
 from declarative_cvx.cone_solution import Attempt, ConeSolution
 from declarative_cvx.elimination import extend, reduce, restrict
 from declarative_cvx.errors import BackendError, nearest
@@ -25,20 +30,12 @@ from declarative_cvx.refinement import LARGE, NEARLY, newton_step, refine, refin
 from declarative_cvx.residuals import (
     Residuals,
     conditions,
-    infeasibility,
     residuals,
     scales,
-    unboundedness,
 )
 from declarative_cvx.scaling import Scaling
 from declarative_cvx.status import Status
 
-# Largest relative residual of a solution that counts as one, and largest relative violation of a
-# certificate, unless the solver was asked for less.
-ACCEPTED = 1e-7
-CERTIFIED = 1e-6
-# Largest residual of a solution that no other solver is asked to improve upon.
-PRECISE = 1e-9
 # Answers with smaller residuals than this are taken as they are.
 REFINED = 1e-13
 # Where all cones are polyhedral, elements with smaller residuals than this are refined together,
@@ -58,7 +55,9 @@ def automatic(
     first-order method is the last resort because it returns something for every problem.
     """
     small = structure.variables + structure.rows <= LARGE
-    names = ("Moreau", "Clarabel", "SCS") if small else ("Clarabel", "Moreau", "SCS")
+    names = ["Moreau", "Clarabel", "SCS"] if small else ["Clarabel", "Moreau", "SCS"]
+    if structure.variables <= VARIABLES and structure.rows <= ROWS:
+        names.insert(0, "DualActiveSet")
     common = {field.name for field in dataclasses.fields(Backend)} - {"settings"}
     for option in options or {}:
         if option not in common:
@@ -100,110 +99,92 @@ def solve(
     ConeSolution
         On the program's device, verified. Residuals are those of the scaled program.
     """
-    scaling, program = Scaling.scaled(program.detach())
-    if start is not None and (start.x.shape, start.x.device) != (program.q.shape, program.q.device):
+    scaling, whole = Scaling.scaled(program.detach())
+    program = reduce(whole)
+    if start is not None and (start.x.shape, start.x.device) != (whole.q.shape, whole.q.device):
         start = None
     if start is not None:
-        x, y, s = scaling.point(start.x, start.y, start.s)
+        x, y, s = restrict(whole, scaling.point(start.x, start.y, start.s))
         start = replace(start, x=x, y=y, s=s)
-    solution, pending = None, torch.arange(program.batch, device=program.q.device)
-    for backend, largest in _turns(backends):
-        attempt = _attempt(program.select(pending), backend, start, pending, largest)
-        settled = _settled(attempt)
+    solution, batch = None, torch.arange(program.batch, device=program.q.device)
+    for turn in turns(backends):
+        pending = turn.elements(solution, batch)
+        if solution is not None and not len(pending):
+            break
+        attempt = _attempt(program.select(pending), turn, start, pending)
         if solution is None:
             solution = attempt
         else:
             better = _better(solution, attempt, pending)
             solution = solution.merge(attempt, pending, torch.where(better)[0])
-        if bool(settled.all()):
-            break
-        pending = pending[~settled]
     assert solution is not None
-    if scaling.trivial:
-        return solution
-    x, y, s = scaling.restore(solution.x, solution.y, solution.s)
-    return replace(solution, x=x, y=y, s=s)
+    found = extend(whole, (solution.x, solution.y, solution.s), solution.rays)
+    return solution.placed(*scaling.restore(*found))
 
 
 def _better(known: ConeSolution, attempt: ConeSolution, at: Tensor) -> Tensor:
     """Which answers of an attempt on some elements replace what is known, bool."""
     before, after = known.residuals.worst[at], attempt.residuals.worst
     closer = ~(after >= before) | torch.isnan(before)
-    return torch.where(known.solved[at], attempt.solved & closer, _is_final(attempt) | closer)
-
-
-def _settled(attempt: ConeSolution) -> Tensor:
-    """Which elements need no other solver, bool."""
-    precise = attempt.solved & (attempt.residuals.worst <= PRECISE)
-    return precise if bool(precise.all()) else precise | (_is_final(attempt) & ~attempt.solved)
-
-
-def _is_final(attempt: ConeSolution) -> Tensor:
-    codes = [status.value for status in Status if status.final]
-    return torch.isin(attempt.status, torch.tensor(codes, device=attempt.status.device))
-
-
-def _turns(backends: Sequence[Backend]) -> list[tuple[Backend, bool]]:
-    """Solvers in the order in which they are tried, and whether in units of the largest entries.
-
-    Several solvers get a second turn in those units: data of widely mixed sizes may suit the one
-    or the other.
-    """
-    turns = [(backend, False) for backend in backends]
-    return turns + [(backend, True) for backend in backends] if len(backends) > 1 else turns
+    return torch.where(known.solved[at], attempt.solved & closer, is_final(attempt) | closer)
 
 
 def _attempt(
-    program: ConeProgram,
-    backend: Backend,
-    start: ConeSolution | None,
-    elements: Tensor,
-    largest: bool,
+    program: ConeProgram, turn: Turn, start: ConeSolution | None, elements: Tensor
 ) -> ConeSolution:
-    """One solver's verified work on the program.
-
-    `elements` are its places in the whole batch; `largest` has the solver see the program in units
-    of its largest entries.
-    """
-    began = time.perf_counter()
-    if largest:
-        units = Scaling.of(program, largest=True)
-        answer, point = _ask(units.apply(program), backend, None)
-        point = units.restore(*point)
-    else:
-        answer, point = _ask(program, backend, _point(program, start, elements))
+    """One solver's verified work on the program, whose places in the whole batch are given."""
+    began, backend = time.perf_counter(), turn.backend
+    answer, point = _ask(program, turn, None if turn.largest else _point(program, start, elements))
     claimed = torch.from_numpy(answer.codes).to(program.q.device)
     refined, found = _refine(program, claimed, point, backend.refine)
     (x, y, s), found = _closer(program, (refined, found), point)
-    status = _verify(program, claimed, found, x, y, max(ACCEPTED, 10 * backend.tol))
+    status = verify(program, claimed, found, (x, y, s), turn.accepted)
     seconds = time.perf_counter() - began
     done = Attempt(backend.name, elements, status, answer.said, answer.iterations, seconds)
     return ConeSolution(x, y, s, status, torch.zeros_like(status), found, (done,))
 
 
-def _ask(program: ConeProgram, backend: Backend, start: HostPoint | None) -> tuple[Answer, Point]:
-    """A solver's answer to the reduced program, and its point as one of the program itself."""
-    reduced = reduce(program)
-    host = HostProgram.of(reduced)
+def _ask(program: ConeProgram, turn: Turn, start: HostPoint | None) -> tuple[Answer, Point]:
+    """A solver's answer to the program, and its point."""
+    infinite = find_infinite(program)
+    bounded = without(program, infinite)
+    units = Scaling.of(bounded, largest=True) if turn.largest else None
+    seen = bounded if units is None else units.apply(bounded)
+    host = HostProgram.of(seen)
     try:
-        answer = backend.solve(host, start)
+        answer = turn.backend.solve(host, start)
     except Exception as error:  # whatever a solver raises must not cost the next one its turn
         answer = Answer.failure(host, f"{error!r}")
-    return answer, _extend(program, reduced, answer)
-
-
-def _extend(program: ConeProgram, reduced: ConeProgram, answer: Answer) -> Point:
-    """A solver's answer to the reduced program as one to the program itself."""
     device = program.q.device
     x, y, s = (torch.as_tensor(v, device=device) for v in (answer.x, answer.y, answer.s))
+    rays = _rays(answer, device)
+    if rays is not None:
+        x, y = _sharpen(seen, x, y, rays)
+    point = (x, y, s) if units is None else units.restore(x, y, s)
+    return answer, inserted(program, infinite, point)
+
+
+def _rays(answer: Answer, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Elements whose x, and whose y, is a certificate and no solution; None if there are none."""
     if not {Status.UNBOUNDED, Status.INFEASIBLE} & set(answer.status):
-        return extend(program, (x, y, s))
+        return None
     codes = torch.from_numpy(answer.codes).to(device)
-    rays = (codes == int(Status.UNBOUNDED), codes == int(Status.INFEASIBLE))
-    at = torch.where(rays[0])[0]
-    if len(at):
-        x = x.index_copy(0, at, refine_ray(reduced.select(at), x[at]))
-    return extend(program, (x, y, s), rays)
+    return codes == int(Status.UNBOUNDED), codes == int(Status.INFEASIBLE)
+
+
+def _sharpen(
+    program: ConeProgram, x: Tensor, y: Tensor, rays: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The points with their certificates as sharp as they get."""
+    unbounded, infeasible = (torch.where(claimed)[0] for claimed in rays)
+    if len(unbounded):
+        part = program.select(unbounded)
+        ray = sharpen_unboundedness(part, refine_ray(part, x[unbounded]))
+        x = x.index_copy(0, unbounded, ray)
+    if len(infeasible):
+        ray = sharpen_infeasibility(program.select(infeasible), y[infeasible])
+        y = y.index_copy(0, infeasible, ray)
+    return x, y
 
 
 def _refine(
@@ -299,32 +280,6 @@ def _refine_together(
         if not bool((worth & (after.worst < worst / 2)).any()):
             break
     return point, found
-
-
-def _verify(
-    program: ConeProgram, claimed: Tensor, found: Residuals, x: Tensor, y: Tensor, accepted: float
-) -> Tensor:
-    """Statuses that the numbers bear out, whatever the solver said. Shape (batch,)."""
-    optimal = torch.full_like(claimed, int(Status.OPTIMAL))
-    good = found.worst <= accepted
-    if bool((good & (claimed == optimal)).all()):
-        return optimal
-    inaccurate = torch.full_like(claimed, int(Status.INACCURATE))
-    infeasible = claimed == int(Status.INFEASIBLE)
-    unbounded = claimed == int(Status.UNBOUNDED)
-    status = torch.where(claimed == optimal, inaccurate, claimed)
-    status = torch.where(good & ~infeasible & ~unbounded, optimal, status)
-    if infeasible.any():
-        status = torch.where(
-            infeasible & ~(infeasibility(program, y) <= max(accepted, CERTIFIED)),
-            inaccurate,
-            status,
-        )
-    if unbounded.any():
-        status = torch.where(
-            unbounded & ~(unboundedness(program, x) <= max(accepted, CERTIFIED)), inaccurate, status
-        )
-    return status
 
 
 def _point(program: ConeProgram, start: ConeSolution | None, elements: Tensor) -> HostPoint | None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from declarative_cvx.backends.base import Answer, Backend, Capabilities, Point
+from declarative_cvx.backends.base import SHARPEST, Answer, Backend, Capabilities, Point
 from declarative_cvx.cones import KINDS, Cone
 from declarative_cvx.host import HostProgram, upper_triangle_order
 from declarative_cvx.program import Structure
@@ -103,6 +103,11 @@ class Moreau(Backend):
         if small and quadratic and active_set.obstacle(structure) is None:
             return (active_set, interior_point)
         return (interior_point,)
+
+    def sharpened(self) -> Backend | None:
+        if self.method == "active_set":
+            return None
+        return replace(self, tol=min(self.tol, SHARPEST))
 
     def solve(self, program: HostProgram, start: Point | None = None) -> Answer:
         structure = program.structure

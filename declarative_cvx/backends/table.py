@@ -8,6 +8,7 @@ from typing import Any
 from declarative_cvx.backends.base import Backend
 from declarative_cvx.backends.clarabel import Clarabel
 from declarative_cvx.backends.diffcp import DIFFCP
+from declarative_cvx.backends.dual_active_set import DualActiveSet
 from declarative_cvx.backends.ecos import ECOS
 from declarative_cvx.backends.moreau import Moreau
 from declarative_cvx.backends.osqp import OSQP
@@ -15,7 +16,7 @@ from declarative_cvx.backends.scs import SCS
 from declarative_cvx.errors import BackendError, nearest
 
 BACKENDS: dict[str, type[Backend]] = {
-    backend.name: backend for backend in (Moreau, Clarabel, SCS, ECOS, OSQP, DIFFCP)
+    backend.name: backend for backend in (DualActiveSet, Moreau, Clarabel, SCS, ECOS, OSQP, DIFFCP)
 }
 
 

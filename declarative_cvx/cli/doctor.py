@@ -74,7 +74,7 @@ def examine(backend: type[Backend]) -> Finding:
         can.batched,
         can.warm_start,
         can.devices,
-        "" if installed else f"pip install {can.package}",
+        "" if installed else backend.how_to_install(),
     )
 
 

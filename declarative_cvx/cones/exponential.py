@@ -37,12 +37,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from declarative_cvx.cones.curved import Frame, spectrum
 from declarative_cvx.cones.spectrum import Spectrum
 from declarative_cvx.transforms import apply_function
 
 __all__ = ["decompose", "derivative", "project"]
 
-_STEPS_AT_LEAST, _STEPS = 3, 5
+_STEPS_AT_LEAST, _STEPS = 2, 5
 _BRACKETED_STEPS = 100
 # The error is of the order of the cube of the last step.
 _LAST_STEP, _LAST_STEP_RATIO = 3e-6, 1e-10
@@ -50,8 +51,7 @@ _LAST_STEP, _LAST_STEP_RATIO = 3e-6, 1e-10
 _LARGEST_START = 1e40
 _LONGEST_SEARCH = 800.0
 _SMALLEST = 5e-324
-# Share of the distances to the kinks up to which a move hardly changes the derivative.
-_SMALL_MOVE = 0.01
+_ROUNDING = 16 * torch.finfo(torch.float64).eps
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -67,8 +67,9 @@ def _pieces(unit: Tensor) -> tuple[Tensor, Tensor]:
     """Which points project to the curved boundary, and the derivative's diagonal at the others."""
     x, y, z = unit.unbind(-1)
     x_positive, y_positive = x > 0, y > 0
-    in_cone = y_positive & (y * torch.exp(x / y) <= z)
-    in_polar = x_positive & (x * torch.exp(y / x - 1) <= -z)
+    # A point on the boundary may be outside by rounding, and is its own projection to rounding.
+    in_cone = y_positive & (y * torch.exp(x / y) <= z + _ROUNDING)
+    in_polar = x_positive & (x * torch.exp(y / x - 1) <= _ROUNDING - z)
     outside = x_positive | y_positive
     curved = outside & ~(in_cone | in_polar)
     if bool(curved.all()):
@@ -127,15 +128,18 @@ class _Equation(NamedTuple):
         """Solve s1 (r - end) = D exp(-r) (level + T exp(-r)) with the right side of the last r.
 
         The left side is 0 at the end, and near it a solution w = r - end of w exp(w) = C, with w
-        small, is log(1 + C), which is used throughout.
+        small, is l = log(1 + C), which is used throughout; l - l log(1 + l) / (2 + l) comes nearer,
+        and is used last.
         """
         level, r, end = self.level.clamp(min=0), self.lower, -self.s0 / self.s1
-        for _ in range(2):
+        for last in (False, True):
             gap = torch.addcmul(self.one, r, r - self.sign)
             rest = torch.addcmul(self.t0, self.t1, r, value=-1).clamp(min=0)
             mass = torch.addcmul(rest * torch.exp(-r), level, gap)
-            r = end + torch.nn.functional.softplus(torch.log(mass / self.s1) - self.lower)
-            r = torch.clamp(r, self.lower, self.upper)
+            way = torch.nn.functional.softplus(torch.log(mass / self.s1) - self.lower)
+            if last:
+                way = way - way * torch.log1p(way) / (2 + way)
+            r = torch.clamp(end + way, self.lower, self.upper)
         return r
 
     def step(self, r: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,6 +234,7 @@ class _Decomposition(torch.autograd.Function):
             projection = _along(unit, rho) * scale
         else:
             projection, rho = diagonal * points, torch.zeros_like(unit[:, 0])
+        if 0 < len(index) < len(unit):
             rho[index] = parameter = _solve(unit[index])
             projection[index] = _along(unit[index], parameter) * scale[index]
         batch = v.shape[:-1]
@@ -334,32 +339,17 @@ def derivative(v: Tensor) -> Tensor:
 
 
 def decompose(v: Tensor) -> tuple[Tensor, Spectrum]:
-    r"""Projection, and eigenvectors of its derivative (the constants of `derivative`).
+    """Projection, and eigenvectors of its derivative (the constants of `derivative`).
 
     Parameters
     ----------
     v : Tensor
         Points, shape ``(..., 3)``, double precision.
-
-    Notes
-    -----
-    At a curved part a move by dv changes :math:`\rho` by at most
-    :math:`|dv| / (2 \sqrt{s t})`; the other distances that count are those to the two kinks at
-    its ends, :math:`s |a|` and :math:`t |b|`. Elsewhere kinks are not looked for.
     """
     projection, rho, curved, diagonal = _Decomposition.forward(v)
-    ray, tangent, numerator, denominator = _frame(v / _sizes(v), rho, curved)
-    frame = torch.stack((ray, tangent, torch.linalg.cross(ray, tangent)), -1)
-    lengths = torch.linalg.vector_norm(frame, dim=-2)
-    theta = numerator / denominator
-    values = torch.stack((curved, theta, torch.zeros_like(theta)), -1)
-    eye = torch.eye(3, dtype=v.dtype, device=v.device)
-    ends = torch.linalg.vector_norm(torch.stack((projection, v - projection)), dim=-1)
-    middle = (ends.prod(0) * torch.exp(-rho.abs()) / lengths[..., 1]).sqrt()
-    kink = _SMALL_MOVE * torch.minimum(ends.amin(0), middle) * curved
-    curved = curved[..., None]
-    return projection, Spectrum(
-        torch.where(curved[..., None], frame / lengths[..., None, :], eye),
-        torch.where(curved, values, diagonal),
-        kink,
-    )
+    sizes = _sizes(v)
+
+    def frame() -> Frame:
+        return _frame(v / sizes, rho, curved)
+
+    return projection, spectrum(frame, v, projection, sizes, curved, diagonal)

@@ -51,6 +51,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from declarative_cvx.cones.curved import Frame, spectrum
 from declarative_cvx.cones.spectrum import Spectrum
 from declarative_cvx.transforms import apply_function
 
@@ -67,6 +68,7 @@ _LARGEST_LOGARITHM = 1500.0
 # Of that of an argument, beyond which asinh is the logarithm of its double.
 _LARGE_LOGARITHM = 300.0
 _SMALLEST = 5e-324
+_ROUNDING = 16 * torch.finfo(torch.float64).eps
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -83,8 +85,10 @@ def _pieces(unit: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     entries, height = unit[..., :2], unit[..., 2].abs()
     exponents, zero = torch.stack((alpha, 1 - alpha), -1), torch.zeros_like(height)
     # Powers of negative numbers are NaN, and comparisons with NaN are false.
-    in_cone = (entries**exponents).prod(-1) >= height
-    in_polar = ((-entries / exponents) ** exponents).prod(-1) >= height
+    # A point on the boundary may be outside by rounding, and is its own projection to rounding.
+    needed = height - _ROUNDING
+    in_cone = (entries**exponents).prod(-1) >= needed
+    in_polar = ((-entries / exponents) ** exponents).prod(-1) >= needed
     curved = ~(in_cone | in_polar | (height == zero))
     # Where z = 0 and x y < 0, the projection is that onto the quadrant.
     positive, low, high = entries > 0, entries.amin(-1), entries.amax(-1)
@@ -366,8 +370,6 @@ def derivative(v: Tensor, alpha: Tensor) -> Tensor:
 def decompose(v: Tensor, alpha: Tensor) -> tuple[Tensor, Spectrum]:
     """Projection, and eigenvectors of its derivative (the constants of `derivative`).
 
-    Kinks are not looked for.
-
     Parameters
     ----------
     v : Tensor
@@ -377,14 +379,10 @@ def decompose(v: Tensor, alpha: Tensor) -> tuple[Tensor, Spectrum]:
     """
     w, exponent = _prepare(v, alpha)
     projection, rho, curved, diagonal = _Decomposition.forward(w, exponent)
-    ray, tangent, numerator, denominator = _frame(w / _sizes(w), exponent, rho, _sign(w))
-    frame = torch.stack((ray, tangent, torch.linalg.cross(ray, tangent)), -1)
-    frame = frame / torch.linalg.vector_norm(frame, dim=-2, keepdim=True)
-    theta = numerator / torch.where(curved, denominator, 1.0)
-    values = torch.stack((curved, theta, torch.zeros_like(theta)), -1)
-    eye = torch.eye(3, dtype=v.dtype, device=v.device)
-    return projection, Spectrum(
-        torch.where(curved[..., None, None], frame, eye),
-        torch.where(curved[..., None], values, diagonal),
-        torch.zeros_like(rho),
-    )
+    sizes = _sizes(w)
+
+    def frame() -> Frame:
+        ray, tangent, numerator, denominator = _frame(w / sizes, exponent, rho, _sign(w))
+        return ray, tangent, numerator, torch.where(curved, denominator, 1.0)
+
+    return projection, spectrum(frame, w, projection, sizes, curved, diagonal)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.cones import exponential, power, second_order, semidefinite
-from declarative_cvx.cones.spectrum import Spectrum
-from declarative_cvx.sparsity import Places, columns
+from declarative_cvx.cones.rows import join, polyhedral, split
+from declarative_cvx.cones.spectrum import Spectrum, blockwise
 from declarative_cvx.transforms import outside_transforms, recording
 
 # How close to a kink counts as on it, relative to the largest entry, and how large a change of an
@@ -20,6 +20,7 @@ KINK_MARGIN = 1e-9
 KINK_JUMP = 0.1
 
 KINDS = ("zero", "nonneg", "soc", "psd", "exp", "power")
+POLYHEDRAL = frozenset(("zero", "nonneg"))
 
 
 @dataclass(frozen=True)
@@ -90,37 +91,43 @@ class Cone:
         -------
         Tensor, shape (batch, m)
         """
-        groups = self._groups(z.device)
-        return self._joined(z, [group.project(z) for group in groups])
+        if self.kinds - POLYHEDRAL and not recording(z):
+            return self.decompose(z)[0]
+        order = _order(self, z.device)
+        return self._joined(z, [group.project(v) for group, v in self._split(z, order)], order)
 
     def decompose(self, z: Tensor) -> tuple[Tensor, ConeDerivative]:
         """Projection of z (batch, m) and its derivative, not differentiable themselves."""
-        groups = self._groups(z.device)
-        pairs = [group.decompose(z) for group in groups]
+        z, order = z.detach(), _order(self, z.device)
+        split = self._split(z, order)
+        second_orders = [v for group, v in split if group.kind == "soc"]
+        found = second_order.decompose_all(second_orders) if second_orders else []
+        found += [group.decompose(v) for group, v in split[len(found) :]]
+        projection = self._joined(z, [piece for piece, _ in found], order)
         parts: list[Part] = [
-            (group.index, part) for group, (_, part) in zip(groups, pairs, strict=True)
+            (group.index, part) for (group, _), (_, part) in zip(split, found, strict=True)
         ]
-        projection = self._joined(z, [found for found, _ in pairs])
-        return projection, ConeDerivative(self._diagonal(z), parts, _order(self, z.device))
+        return projection, ConeDerivative(self._diagonal(z), parts, order)
 
-    def _joined(self, z: Tensor, pieces: list[Tensor]) -> Tensor:
-        """The projection, from those onto the cones that are not polyhedral."""
-        polyhedral = [
-            torch.zeros_like(z[:, : self.zero]),
-            z[:, self.slice_of("nonneg")].clamp(min=0),
+    def _split(self, z: Tensor, order: Tensor | None) -> list[tuple[_Group, Tensor]]:
+        """The groups of cones that are not polyhedral, and their rows (batch, cones, dim)."""
+        groups = _groups(self, z.device)
+        pieces = split(z, [group.index for group in groups], order)
+        return [
+            (group, piece.unflatten(1, group.index.shape))
+            for group, piece in zip(groups, pieces, strict=True)
         ]
-        out = torch.cat([*polyhedral, *(piece.flatten(1) for piece in pieces)], 1)
-        order = _order(self, z.device)
-        return out if order is None else columns(out, order)
+
+    def _joined(self, z: Tensor, pieces: list[Tensor], order: Tensor | None) -> Tensor:
+        """The projection, from those onto the cones that are not polyhedral."""
+        first = self.zero + self.nonneg
+        if first:
+            z = z.masked_fill(z <= _limits(self, z.device, z.dtype), 0.0)
+        return join(z[:, :first], (v.flatten(1) for v in pieces), order) if pieces else z
 
     def _diagonal(self, z: Tensor) -> Tensor:
         """The derivative at the polyhedral rows."""
-        if self.nonneg == self.rows:
-            return (z.detach() > 0).to(z.dtype)
-        diagonal = torch.zeros_like(z)
-        rows = self.slice_of("nonneg")
-        diagonal[:, rows] = z.detach()[:, rows] > 0
-        return diagonal
+        return (z > _limits(self, z.device, z.dtype)).to(z.dtype)
 
     def project_dual(self, y: Tensor) -> Tensor:
         """Projection onto the dual cone K*, by Moreau's decomposition. y: (batch, m)."""
@@ -134,32 +141,36 @@ class Cone:
         """
         if not recording(z):
             return self.decompose(z)[1]
-        groups = self._groups(z.device)
-        parts: list[Part] = [(group.index, group.derivative(z)) for group in groups]
-        return ConeDerivative(self._diagonal(z), parts, _order(self, z.device))
+        order = _order(self, z.device)
+        parts: list[Part] = [
+            (group.index, group.derivative(v)) for group, v in self._split(z, order)
+        ]
+        return ConeDerivative(self._diagonal(z), parts, order)
 
     def centre(self, like: Tensor) -> Tensor:
         """A point in the interior of K and of K* (zero on the zero cone), shape (m,)."""
         out = torch.zeros(self.rows, dtype=like.dtype, device=like.device)
         out[self.slice_of("nonneg")] = 1.0
-        for group in self._groups(like.device):
+        for group in _groups(self, like.device):
             out[group.index] = group.centre(like)
         return out
 
-    def kinked(self, z: Tensor, known: ConeDerivative | None = None) -> Tensor:
+    def kinked(
+        self, z: Tensor, known: ConeDerivative | None = None, margin: Tensor | None = None
+    ) -> Tensor:
         """Whether the projection has a kink near z, where DΠ jumps: bool, shape (batch,).
 
-        Near means within `KINK_MARGIN` of the size of z, along the line through the centre.
-        `known` is the derivative at z, if there is one already.
+        Near means within `margin` (batch, 1) along the line through the centre, by default
+        `KINK_MARGIN` of the size of z. `known` is the derivative at z, if there is one already.
         """
         if not self.rows:
             return torch.zeros(z.shape[0], dtype=torch.bool, device=z.device)
-        margin = self.kink_margin(z)
+        margin = self.kink_margin(z) if margin is None else margin
         near = (z[:, self.slice_of("nonneg")].abs() <= margin).any(1)
-        if not self.kinds - {"zero", "nonneg"}:
+        if not self.kinds - POLYHEDRAL:
             return near
         known = known if known is not None and known.is_constant else self.decompose(z)[1]
-        for group, (_, part) in zip(self._groups(z.device), known.parts, strict=True):
+        for group, (_, part) in zip(_groups(self, z.device), known.parts, strict=True):
             suspect = part.kink <= margin  # type: ignore[union-attr]
             if group.kind not in ("soc", "psd") and bool(suspect.any()):
                 suspect = suspect & self._jumps(group, z, margin)
@@ -170,17 +181,14 @@ class Cone:
     def _jumps(group: _Group, z: Tensor, margin: Tensor) -> Tensor:
         """Whether DΠ of each cone differs between the two sides, bool, shape (batch, cones)."""
         shift = margin[:, :, None] * group.centre(z)
-        v = group.take(z)
-        above, below = (group.matrices(side) for side in (v + shift, v - shift))
+        v = z[:, group.index]
+        above, below = (group.derivative(side) for side in (v + shift, v - shift))
         return ((above - below).abs() > KINK_JUMP).flatten(2).any(2)
 
     @staticmethod
     def kink_margin(z: Tensor) -> Tensor:
         """Distance from z that counts as near, shape (batch, 1)."""
         return (KINK_MARGIN * z.abs().amax(1, keepdim=True)).clamp(min=KINK_MARGIN**2)
-
-    def _groups(self, device: torch.device) -> tuple[_Group, ...]:
-        return _groups(self, device)
 
 
 @dataclass(frozen=True)
@@ -189,24 +197,15 @@ class _Group:
 
     kind: str
     index: Tensor  # (cones, dim) rows
-    first: int | None  # the first of them, if they follow each other
     alpha: Tensor | None = None  # (cones,) exponents of power cones
 
-    def take(self, z: Tensor) -> Tensor:  # (batch, m, ...) -> (batch, cones, dim, ...)
-        if self.first is None:
-            return z[:, self.index]
-        return z.narrow(1, self.first, self.index.numel()).unflatten(1, self.index.shape)
+    def project(self, v: Tensor) -> Tensor:  # of (batch, cones, dim)
+        return self._module.project(v, *self._exponents)
 
-    def project(self, z: Tensor) -> Tensor:  # (batch, m) -> (batch, cones, dim)
-        return self._module.project(self.take(z), *self._exponents)
+    def decompose(self, v: Tensor) -> tuple[Tensor, Spectrum]:
+        return self._module.decompose(v, *self._exponents)
 
-    def decompose(self, z: Tensor) -> tuple[Tensor, Spectrum]:  # of (batch, m)
-        return self._module.decompose(self.take(z), *self._exponents)
-
-    def derivative(self, z: Tensor) -> Tensor:  # (batch, m) -> (batch, cones, dim, dim)
-        return self.matrices(self.take(z))
-
-    def matrices(self, v: Tensor) -> Tensor:  # (batch, cones, dim) -> (batch, cones, dim, dim)
+    def derivative(self, v: Tensor) -> Tensor:  # -> (batch, cones, dim, dim)
         return self._module.derivative(v, *self._exponents)
 
     @property
@@ -227,6 +226,15 @@ class _Group:
 
 
 _MODULES = {"soc": second_order, "psd": semidefinite, "exp": exponential, "power": power}
+
+
+@lru_cache(maxsize=256)
+def _limits(cone: Cone, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What z has to exceed for a derivative of 1: 0 in the orthant, infinity in all other rows."""
+    with outside_transforms():
+        limits = torch.full((cone.rows,), torch.inf, dtype=dtype, device=device)
+        limits[cone.slice_of("nonneg")] = 0.0
+    return limits
 
 
 @lru_cache(maxsize=256)
@@ -264,9 +272,8 @@ def _groups(cone: Cone, device: torch.device) -> tuple[_Group, ...]:
 def _group(kind: str, first: list[int], dim: int, cone: Cone, device: torch.device) -> _Group:
     """The cones of one kind and dimension whose first rows are given."""
     index = torch.tensor(first, device=device)[:, None] + torch.arange(dim, device=device)
-    together = first == list(range(first[0], first[0] + dim * len(first), dim))
     alpha = torch.tensor(cone.power, dtype=torch.float64, device=device)
-    return _Group(kind, index, first[0] if together else None, alpha if kind == "power" else None)
+    return _Group(kind, index, alpha if kind == "power" else None)
 
 
 Part = tuple[Tensor, Tensor | Spectrum]
@@ -307,28 +314,22 @@ class ConeDerivative:
 
     def matmul(self, v: Tensor) -> Tensor:
         """DΠ @ v for v of shape (batch, m, columns)."""
-        out = self.diagonal[:, :, None] * v
-        for index, part in self.parts:
-            piece = v[:, index]  # (batch, cones, dim, columns)
-            piece = part @ piece if isinstance(part, Tensor) else part.matmul(piece)
-            out = out.index_copy(1, index.flatten(), piece.flatten(1, 2))
-        return out
+        groups = [index for index, _ in self.parts]
+        first = polyhedral(v.shape[1], groups)
+        head = self.diagonal[:, :first, None] * v[:, :first]
+        pieces = [
+            blockwise(part, piece) if isinstance(part, Tensor) else part.matmul(piece)
+            for (_, part), piece in zip(self.parts, split(v, groups, self.order), strict=True)
+        ]
+        return join(head, pieces, self.order) if pieces else head
 
     def minus_identity(self, v: Tensor) -> Tensor:
         """(DΠ - I) @ v for v of shape (batch, m, columns)."""
-        if self.blocks:
-            return self.matmul(v) - v
-        return (self.diagonal - 1)[:, :, None] * v
+        return self.matmul(v) - v if self.parts else (self.diagonal - 1)[:, :, None] * v
 
     def matvec(self, v: Tensor) -> Tensor:
         """DΠ v for v of shape (batch, m)."""
         return self.matmul(v[:, :, None])[:, :, 0]
-
-    def without(self, removed: int, kept: Places) -> ConeDerivative:
-        """The map over the rows `kept`, when `removed` rows of the zero cone are left out."""
-        parts: list[Part] = [(index - removed, part) for index, part in self.parts]
-        order = None if self.order is None else self.order[removed:] - removed
-        return ConeDerivative(kept.take(self.diagonal), parts, order)
 
     def select(self, index: Tensor) -> ConeDerivative:
         """Those of the elements of the batch named by an index."""

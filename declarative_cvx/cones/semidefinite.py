@@ -25,13 +25,17 @@ def order_of(rows: int) -> int:
 class _Layout(NamedTuple):
     """Where the entries of a matrix of order k stand in its vector, and by what they differ."""
 
-    row: Tensor
-    """Row of every entry of the lower triangle, column by column, shape (r,)."""
-    col: Tensor
+    lower: Tensor
+    """Places of the lower triangle, column by column, in the matrix row by row, shape (r,)."""
     factor: Tensor
     """Entry of the vector over that of the matrix, shape (r,)."""
     place: Tensor
     """Which entry of the vector belongs to every one of the matrix, row by row, shape (k k,)."""
+    ends: Tensor
+    """Columns that take the row of each entry, times its factor over sqrt(2), and its column, of
+    rows of length k: shape (k, 2 r)."""
+    sums: Tensor
+    """Columns that add those two, shape (k, r)."""
 
 
 @lru_cache(maxsize=256)
@@ -42,20 +46,23 @@ def _layout(k: int, dtype: torch.dtype, device: torch.device) -> _Layout:
         place[row, col] = place[col, row] = torch.arange(len(row), device=device)
         factor = torch.full(row.shape, math.sqrt(2.0), dtype=dtype, device=device)
         factor[row == col] = 1.0
-    return _Layout(row, col, factor, place.flatten())
+        eye = torch.eye(k, dtype=dtype, device=device)
+        rows, cols = eye[:, row], eye[:, col]
+        ends = torch.cat([rows * (factor / math.sqrt(2.0)), cols], 1)
+    return _Layout(row * k + col, factor, place.flatten(), ends, rows + cols)
 
 
 def to_matrix(v: Tensor) -> Tensor:
     """Vectors (..., k (k + 1) / 2) to symmetric matrices (..., k, k)."""
     k = order_of(v.shape[-1])
     layout = _layout(k, v.dtype, v.device)
-    return (v / layout.factor)[..., layout.place].unflatten(-1, (k, k))
+    return (v / layout.factor).index_select(-1, layout.place).unflatten(-1, (k, k))
 
 
 def to_vector(matrix: Tensor) -> Tensor:
     """Symmetric matrices (..., k, k) to vectors (..., k (k + 1) / 2)."""
-    row, col, factor, _ = _layout(matrix.shape[-1], matrix.dtype, matrix.device)
-    return matrix[..., row, col] * factor
+    layout = _layout(matrix.shape[-1], matrix.dtype, matrix.device)
+    return matrix.flatten(-2).index_select(-1, layout.lower) * layout.factor
 
 
 def project(v: Tensor) -> Tensor:
@@ -144,15 +151,19 @@ def decompose(v: Tensor) -> tuple[Tensor, Spectrum]:
     eigenvalues, q = torch.linalg.eigh(to_matrix(v))
     positive = eigenvalues.clamp(min=0)
     projection = to_vector((q * positive[..., None, :]) @ q.mT)
-    row, col, *_ = _layout(q.shape[-1], v.dtype, v.device)
-    up, total = (values[..., row] + values[..., col] for values in (positive, eigenvalues.abs()))
-    values = up / torch.where(total > 0, total, 1.0)
-    return projection, Spectrum(_pairs(q), values, eigenvalues.abs().amin(-1))
+
+    def compute() -> tuple[Tensor, Tensor]:
+        sums = _layout(q.shape[-1], v.dtype, v.device).sums
+        up, total = positive @ sums, sizes @ sums
+        return _pairs(q), up / total.masked_fill(total == 0, 1.0)
+
+    sizes = eigenvalues.abs()
+    return projection, Spectrum(compute, lambda: sizes.amin(-1))
 
 
 def _pairs(q: Tensor) -> Tensor:
     """The vectors of (q_i q_j' + q_j q_i') / sqrt(2), or q_i q_i', for all pairs i >= j."""
-    row, col, factor, _ = _layout(q.shape[-1], q.dtype, q.device)
-    first, second = q[..., row, :], q[..., col, :]
-    products = first[..., row] * second[..., col] + first[..., col] * second[..., row]
-    return products * (factor[:, None] * factor / 2)
+    ends = _layout(q.shape[-1], q.dtype, q.device).ends
+    rows, cols = ((q.mT @ ends).mT @ ends).chunk(2, -2)
+    (row_i, row_j), (col_i, col_j) = rows.chunk(2, -1), cols.chunk(2, -1)
+    return torch.addcmul(row_i * col_j, row_j, col_i)

@@ -11,6 +11,7 @@ from torch import Tensor
 from declarative_cvx.derivative.base import Adjoint, Derivative
 from declarative_cvx.kkt import derivative_at, solve_kkt, solve_kkt_and_rank
 from declarative_cvx.program import ConeProgram, Point
+from declarative_cvx.transforms import recording
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,10 @@ class Implicit(Derivative):
         grad_x, grad_y, grad_s = grads
         n = program.structure.variables
         projection = derivative_at(program, s - y)
-        rhs = torch.cat([grad_x, projection.matvec(grad_y + grad_s) - grad_y], 1)
+        grad_z = grad_y + grad_s
+        if recording(grad_z) or not projection.parts or bool(grad_z.any()):
+            grad_z = projection.matvec(grad_z)
+        rhs = torch.cat([grad_x, grad_z - grad_y], 1)
         w, residual, singular = solve_kkt_and_rank(
             program, projection, rhs[:, :, None], transpose=True
         )

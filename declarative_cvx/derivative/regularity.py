@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from declarative_cvx.derivative.base import Derivative
+from declarative_cvx.elimination import (
+    extend_data_gradients,
+    reduce,
+    restrict,
+    restrict_gradients,
+)
 from declarative_cvx.kkt import derivative_at, free_variables, kkt_times, solve_kkt
-from declarative_cvx.program import ConeProgram, Point
+from declarative_cvx.program import ConeProgram, Point, Structure
+from declarative_cvx.residuals import conditions
+from declarative_cvx.scaling import INFINITE
 from declarative_cvx.sparsity import columns
 
 # Relative residual of the adjoint system, or relative difference between the derivatives on the
 # two sides of a kink, above which an element is irregular.
 REGULAR = 1e-6
+# Relative residual above which it is asked how far from the solution a point may be.
+EXACT = 1e-13
 # Share of the largest possible gradient below which a difference between two does not count.
 NOTICEABLE = 1e-3
 
@@ -103,28 +115,70 @@ class Outputs:
     y: Tensor
     pull_back: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
-    def probe(self, point: Point) -> Point:
-        """Fixed, random gradients with respect to the outputs."""
-        x, y, s = point
+    def probe(self, program: ConeProgram) -> Point:
+        """Fixed, random gradients of the outputs, as those for x, y and s of the reduced one."""
         generator = np.random.default_rng(0)
         weights = torch.as_tensor(
-            generator.uniform(0.5, 1.5, len(self.x) + len(self.y)), device=x.device
+            generator.uniform(0.5, 1.5, len(self.x) + len(self.y)), device=self.x.device
         )
-        grad_x = (weights[: len(self.x)] * self.x).expand_as(x)
-        grad_y = (weights[len(self.x) :] * self.y).expand_as(y)
-        return grad_x, grad_y, torch.zeros_like(s)
+        grad_x = (weights[: len(self.x)] * self.x).expand_as(program.q)
+        grad_y = (weights[len(self.x) :] * self.y).expand_as(program.b)
+        grad_x, grad_y = restrict_gradients(program, grad_x, grad_y)
+        return grad_x, grad_y, torch.zeros_like(grad_y)
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """A batch of programs in units of size one, and their solutions (x, y, s)."""
+
+    program: ConeProgram
+    whole: Point
+
+    @property
+    def reduced(self) -> ConeProgram:
+        """What derivatives work with."""
+        return reduce(self.program)
+
+    @cached_property
+    def point(self) -> Point:
+        """The solution of the reduced program."""
+        return restrict(self.program, self.whole)
+
+    @cached_property
+    def z(self) -> Tensor:
+        """S - y of the reduced program."""
+        _, y, s = self.point
+        return s - y
+
+    def select(self, at: Tensor) -> Solved:
+        """Those of the elements named by an increasing index tensor."""
+        x, y, s = (v[at] for v in self.whole)
+        return Solved(self.program.select(at), (x, y, s))
+
+    def pull_back(self, outputs: Outputs, q: Tensor, b: Tensor) -> Tensor:
+        """Gradients for the parameters, from those for q and b of the reduced program."""
+        q, b = extend_data_gradients(self.program, q, b)
+        return outputs.pull_back(*data_gradients(self.program, *self.whole[:2], q, b))
+
+
+def suspect(solved: Solved, found: Tensor, residual: Tensor, singular: Tensor) -> Tensor:
+    """Elements whose derivative has to be looked at more closely, bool, shape (batch,).
+
+    Their solutions have residuals `found`, their derivatives `residual`.
+    """
+    return _kinked(solved, found)[0] | (singular > 0) | ~(residual <= REGULAR)
 
 
 def assess(
-    program: ConeProgram, point: Point, derivative: Derivative, outputs: Outputs
+    solved: Solved, found: Tensor, derivative: Derivative, outputs: Outputs
 ) -> DerivativeReport:
     """Probe the derivative of the outputs at a solution, on both sides of a kink.
 
     Parameters
     ----------
-    program : ConeProgram
-        In units of size one.
-    point : (x, y, s)
+    solved : Solved
+    found : Tensor, shape (batch,)
+        Residual of the optimality conditions there.
     derivative : Derivative
     outputs : Outputs
 
@@ -132,16 +186,13 @@ def assess(
     -------
     DerivativeReport
     """
-    adjoint = derivative.adjoint(program, point, outputs.probe(point))
-    weak = weakly_active(program, point, derivative, outputs)
-    return DerivativeReport(
-        adjoint.residual, weak, ambiguous(program, point, adjoint.singular, outputs)
-    )
+    grads = outputs.probe(solved.program)
+    adjoint = derivative.adjoint(solved.reduced, solved.point, grads)
+    weak = weakly_active(solved, found, derivative, outputs)
+    return DerivativeReport(adjoint.residual, weak, ambiguous(solved, adjoint.singular, outputs))
 
 
-def ambiguous(
-    program: ConeProgram, point: Point, singular: Tensor | None, outputs: Outputs
-) -> Tensor:
+def ambiguous(solved: Solved, singular: Tensor | None, outputs: Outputs) -> Tensor:
     """Elements whose adjoint system has several solutions with different gradients.
 
     Constraints that hold together at the solution, and depend on each other, but move apart with
@@ -149,8 +200,7 @@ def ambiguous(
 
     Parameters
     ----------
-    program : ConeProgram
-    point : (x, y, s)
+    solved : Solved
     singular : Tensor of bool or int64, shape (batch,), or None
         Where the matrix is singular and, if this is known, how (`kkt.solve_kkt_and_rank`); None is
         anywhere.
@@ -160,88 +210,127 @@ def ambiguous(
     -------
     Tensor of bool, shape (batch,)
     """
-    x, y, s = point
+    found = torch.zeros(len(solved.z), dtype=torch.bool, device=solved.z.device)
     if singular is None:
-        singular = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        singular = ~found
     if not bool(singular.any()):
         return found
     at = torch.where(singular)[0]
-    known = singular is not None and singular.dtype != torch.bool
-    if known and bool((singular <= 1).all()):  # type: ignore[operator, union-attr]
-        return _differ(program, point, outputs, only_free=True)
-    part = (x[at], y[at], s[at])
-    return found.index_copy(0, at, _differ(program.select(at), part, outputs, only_free=False))
+    known = singular.dtype != torch.bool
+    if known and bool((singular <= 1).all()):
+        return _differ(solved, outputs, only_free=True)
+    return found.index_copy(0, at, _differ(solved.select(at), outputs, only_free=False))
 
 
-def _differ(program: ConeProgram, point: Point, outputs: Outputs, only_free: bool) -> Tensor:
+def _differ(solved: Solved, outputs: Outputs, only_free: bool) -> Tensor:
     """Whether a random solution of J'w = 0 changes the gradient, bool, shape (batch,)."""
-    x, y, s = point
-    projection = derivative_at(program, s - y)
-    numbers = np.random.default_rng(0).uniform(-1, 1, x.shape[1] + y.shape[1])
-    random = torch.as_tensor(numbers, device=x.device).expand(len(x), -1)
+    program, z = solved.reduced, solved.z
+    n, projection = program.structure.variables, derivative_at(program, z)
+    numbers = np.random.default_rng(0).uniform(-1, 1, n + z.shape[1])
+    random = torch.as_tensor(numbers, device=z.device).expand(len(z), -1)
     if only_free:
-        null = torch.cat([random[:, : x.shape[1]] * free_variables(program, projection), 0 * y], 1)
+        null = torch.cat([random[:, :n] * free_variables(program, projection), 0 * z], 1)
     else:
         image = kkt_times(program, projection, random[:, :, None], transpose=True)
         null = random - solve_kkt(program, projection, image, transpose=True)[0][:, :, 0]
-    sizes = []
-    for w in (null, random):
-        q, b = -w[:, : x.shape[1]], w[:, x.shape[1] :]
-        sizes.append(outputs.pull_back(*data_gradients(program, x, y, q, b)).abs().amax(1))
-    return sizes[0] > REGULAR * sizes[1]
+    moved = _size_of_gradient(solved, outputs, null)
+    if not bool(moved.any()):
+        return moved > 0
+    return moved > REGULAR * _size_of_gradient(solved, outputs, random)
+
+
+def _size_of_gradient(solved: Solved, outputs: Outputs, w: Tensor) -> Tensor:
+    """Largest gradient of a parameter for a solution w of the adjoint system, shape (batch,)."""
+    n = solved.reduced.structure.variables
+    return solved.pull_back(outputs, -w[:, :n], w[:, n:]).abs().amax(1)
 
 
 def weakly_active(
-    program: ConeProgram, point: Point, derivative: Derivative, outputs: Outputs
+    solved: Solved, found: Tensor, derivative: Derivative, outputs: Outputs
 ) -> Tensor:
-    """Elements on a kink across which the gradient of the parameters jumps, bool, (batch,)."""
-    _, y, s = point
-    cone = program.structure.cone
-    kinked = cone.kinked(s - y, derivative_at(program, s - y))
+    """Elements on a kink across which the gradient of the parameters jumps, bool, (batch,).
+
+    Also elements whose solution is not known well enough to tell. `found` (batch,) is the residual
+    of the optimality conditions: where it is not at rounding level, a point is on every kink that
+    is no farther away than the solution may be.
+    """
+    kinked, margin = _kinked(solved, found)
     if not bool(kinked.any()):
         return kinked
     at = torch.where(kinked)[0]
-    part = program.select(at)
-    x, y, s = (v[at] for v in point)
-    grads = outputs.probe((x, y, s))
-    shift = 2 * cone.kink_margin(s - y) * cone.centre(s)
-    sides = [derivative.adjoint(part, (x, y, side), grads) for side in (s + shift, s - shift)]
-    above, below = (
-        outputs.pull_back(*data_gradients(part, x, y, side.q, side.b)) for side in sides
-    )
+    part, cone = solved.select(at), solved.reduced.structure.cone
+    x, y, s = part.point
+    grads = outputs.probe(part.program)
+    shift = 2 * margin[at] * cone.centre(s)
+    sides = [derivative.adjoint(part.reduced, (x, y, v), grads) for v in (s + shift, s - shift)]
+    above, below = (part.pull_back(outputs, side.q, side.b) for side in sides)
     # A gradient that is zero to rounding is measured by what one of this size could have been.
     norm = torch.cat([torch.cat([side.q, side.b], 1) for side in sides], 1).abs().amax(1)[:, None]
-    full = outputs.pull_back(*data_gradients(part, x, y, norm.expand_as(x), norm.expand_as(y)))
+    full = part.pull_back(outputs, norm.expand_as(x), norm.expand_as(y))
     size = torch.maximum(above.abs(), below.abs()).amax(1)
     size = torch.maximum(size, NOTICEABLE * full.abs().amax(1))
     jumps = ~((above - below).abs().amax(1) <= REGULAR * size)
-    return kinked.index_copy(0, at, jumps)
+    unknown = margin[at, 0] > REGULAR * part.z.abs().amax(1)  # which side it is
+    return kinked.index_copy(0, at, jumps | unknown)
+
+
+def _kinked(solved: Solved, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Elements that may be on a kink, bool, shape (batch,), and what counts as near, (batch, 1)."""
+    cone = solved.reduced.structure.cone
+    if not cone.rows:
+        return torch.zeros_like(found, dtype=torch.bool), found[:, None]
+    margin = _margin(solved, found)
+    return cone.kinked(solved.z, derivative_at(solved.reduced, solved.z), margin), margin
+
+
+def _margin(solved: Solved, found: Tensor) -> Tensor:
+    """Distance from s - y that counts as near, shape (batch, 1).
+
+    Where the residual is not at rounding level, twice the length of a Newton step.
+    """
+    z, infinite = solved.z, solved.point[2] >= INFINITE
+    margin = solved.reduced.structure.cone.kink_margin(z.masked_fill(infinite, 0.0))
+    at = torch.where(found > EXACT)[0]
+    if not len(at):
+        return margin
+    part, projection = solved.select(at), derivative_at(solved.reduced, z).select(at)
+    rhs = torch.cat(conditions(part.reduced, *part.point), 1)[:, :, None]
+    step = solve_kkt(part.reduced, projection, rhs)[0][:, part.point[0].shape[1] :, 0]
+    length = 2 * step.masked_fill(infinite[at], 0.0).abs().amax(1, keepdim=True)
+    return margin.index_copy(0, at, torch.maximum(margin[at], length))
 
 
 def data_gradients(
-    program: ConeProgram, x: Tensor, y: Tensor, q: Tensor, b: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients with respect to P, q, A, b, per element, from those with respect to q and b."""
-    structure = program.structure
+    program: ConeProgram,
+    x: Tensor,
+    y: Tensor,
+    q: Tensor,
+    b: Tensor,
+    wanted: Sequence[bool] = (True,) * 4,
+) -> list[Any]:
+    """Gradients with respect to P, q, A, b, per element, from those with respect to q and b.
+
+    None for those that are not wanted.
+    """
+    P = _of_P(program.structure, x, q) if wanted[0] else None
+    A = _of_A(program.structure, x, y, q, b) if wanted[2] else None
+    return [P, q, A, b]
+
+
+def _of_P(structure: Structure, x: Tensor, q: Tensor) -> Tensor:
     rows, cols = structure.P.index(x.device)
-    P = columns(q, rows) * columns(x, cols)
-    y, b, q, x = (v.expand(len(q), -1) for v in (y, b, q, x))
-    if structure.has_whole_lines:
-        places = structure.elimination.places  # type: ignore[union-attr]
-        E, R = places.E.take, places.R.take
-        T, X = places.T.take, places.X.take
-        own = E(y) * T(q) - E(b) * T(x)  # of the coefficients of T
-        lines = torch.cat([own[:, :, None], _outer(E(y), X(q), E(b), X(x))], 2)
-        A = torch.cat([lines.flatten(1), _outer(R(y), X(q), R(b), X(x)).flatten(1)], 1)
-    elif structure.A.is_dense:
-        A = structure.A.places.take(_outer(y, q, b, x).flatten(1))
-    else:
+    return columns(q, rows) * columns(x, cols)
+
+
+def _of_A(structure: Structure, x: Tensor, y: Tensor, q: Tensor, b: Tensor) -> Tensor:
+    """The stored entries of y q' - b x'."""
+    if not structure.has_joined_blocks and not structure.A.is_dense:
         rows, cols = structure.A.index(x.device)
-        A = columns(y, rows) * columns(q, cols) - columns(b, rows) * columns(x, cols)
-    return P, q, A, b
-
-
-def _outer(y: Tensor, q: Tensor, b: Tensor, x: Tensor) -> Tensor:
-    """Y q' - b x' for each element."""
-    return torch.addcmul(y[:, :, None] * q[:, None, :], b[:, :, None], x[:, None, :], value=-1)
+        return columns(y, rows) * columns(q, cols) - columns(b, rows) * columns(x, cols)
+    x, y = (v if v.shape[0] == q.shape[0] else v.expand(q.shape[0], -1) for v in (x, y))
+    left, right = torch.stack((y, -b), 1).mT, torch.stack((q, x), 1)
+    if not structure.has_joined_blocks:
+        return structure.A.places.take(torch.bmm(left, right).flatten(1))
+    count = structure.elimination.T.size  # type: ignore[union-attr]
+    own = (left[:, :count] * right[:, :, :count].mT).sum(2)  # of the coefficients of T
+    return torch.cat([torch.bmm(left, right[:, :, count:]).flatten(1), own], 1)

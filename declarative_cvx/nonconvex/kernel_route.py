@@ -154,7 +154,7 @@ class KernelRoute(Route):
         recover = partial(self._recover, shape_output(arguments, u))
         return KernelRouteSolution(
             variables=tuple(recover(identity) for identity in self._outputs),
-            value=shape_output(arguments, value),
+            _evaluate=partial(shape_output, arguments, value),
             kernel=report,
             _recover=recover,
             _name=self._name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -168,7 +169,7 @@ class NonlinearRoute(Route):
         value = -found.value if self._form.maximize else found.value
         return NonlinearRouteSolution(
             variables=tuple(read(name) for name in self._form.outputs),
-            value=shape_output(arguments, _without(violated, value)),
+            _evaluate=partial(shape_output, arguments, _without(violated, value)),
             nonlinear=found,
             said=inquiry.said[: len(codes)] or ("",) * len(codes),
             _recover=read,

@@ -113,7 +113,7 @@ class FixedPointRoute(Route):
         x = shape_output(arguments, found.x)
         return FixedPointRouteSolution(
             variables=(x,),
-            value=shape_output(arguments, torch.zeros_like(found.residual)),
+            _evaluate=partial(shape_output, arguments, torch.zeros_like(found.residual)),
             _recover=partial(_only, x),
             fixed_point=found,
             _seconds=time.perf_counter() - began,

@@ -33,6 +33,8 @@ from declarative_cvx.nonconvex.implicit.weights import ImplicitWeights
 _ONE_PROCESS = DataSum()
 # Row sums of the first A, and Picard steps that make the first states.
 _START_NORM, _START_STEPS = 0.5, 100
+# Length of the steps that only satisfy constraints: cone solvers lose costs that are much smaller.
+_TOUCH = 1e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,8 +311,8 @@ def first_weights(
 
 
 def constrained(problem: LiftedProblem, weights: ParameterMatrix) -> ParameterMatrix:
-    """The nearest weights that satisfy the constraints."""
-    step = weights.matrix.new_full((len(weights.matrix), 1), 1e-12)
+    """The nearest weights that satisfy the constraints, but for a touch of the penalties."""
+    step = weights.matrix.new_full((len(weights.matrix), 1), _TOUCH)
     return problem.penalties.prox(weights, step)
 
 

@@ -1,0 +1,186 @@
+/* The compiled part of the package: small dense programs and linear systems, in batches.
+
+   Everything of one element happens in memory of one thread; elements go to the threads of OpenMP,
+   which are those of torch where both use the same library. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "method.h"
+#include "system.h"
+
+FOR_EVERY_CPU
+static void solve_program(Work *w, const Batch *batch, int element, int *ready)
+{
+    int64_t steps = 0;
+    int outcome = NOT_CONVEX;
+    if (!batch->shared || !*ready) *ready = 1 + take_matrices(w, batch, element);
+    if (*ready == 2) outcome = solve_element(w, batch, element, &steps);
+    if (outcome == INFEASIBLE)
+        memcpy(batch->y + (int64_t)element * w->m, w->y, w->m * sizeof(double));
+    batch->outcome[element] = outcome;
+    batch->steps[element] = steps;
+}
+
+/* Whether there was memory. */
+static int solve_all_programs(const Batch *batch, int threads)
+{
+    int enough = 1;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+#endif
+    {
+        Work w;
+        int ready = 0;
+        if (!reserve(&w, batch->n, batch->m, batch->equalities)) enough = 0;
+#ifdef _OPENMP
+#pragma omp for schedule(dynamic)
+#endif
+        for (int element = 0; element < batch->batch; element++)
+            if (w.memory) solve_program(&w, batch, element, &ready);
+        free(w.memory);
+    }
+    (void)threads;
+    return enough;
+}
+
+FOR_EVERY_CPU
+static void solve_system(Work *w, const Systems *systems, int element)
+{
+    systems->failed[element] = (char)!solve_columns(w, systems, element);
+}
+
+/* Whether there was memory. */
+static int solve_all_systems(const Systems *systems, int threads)
+{
+    int enough = 1;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+#endif
+    {
+        Work w;
+        const int rows = systems->m < systems->n ? systems->m : systems->n;
+        if (!reserve(&w, systems->n, rows, 0)) enough = 0;
+#ifdef _OPENMP
+#pragma omp for schedule(dynamic)
+#endif
+        for (int element = 0; element < systems->batch; element++)
+            if (w.memory) solve_system(&w, systems, element);
+        free(w.memory);
+    }
+    (void)threads;
+    return enough;
+}
+
+/* ---- Python ---------------------------------------------------------------------------------- */
+
+
+enum { P_ROWS, P_COLS, A_ROWS, A_COLS, P, Q, A, B, START, X, Y, S, OUTCOME, STEPS, BUFFERS };
+
+/* Whether a buffer has so many numbers of eight bytes, for one element or for each. */
+static int fits(const Py_buffer *buffer, int64_t each, int64_t batch, int may_be_shared)
+{
+    const int64_t found = buffer->len / 8;
+    return found == each * batch || (may_be_shared && found == each);
+}
+
+static int all_fit(const Batch *t, const Py_buffer *of)
+{
+    return fits(of + P, t->P_stored, t->batch, 1) && fits(of + A, t->A_stored, t->batch, 1)
+        && fits(of + Q, t->n, t->batch, 0) && fits(of + B, t->m, t->batch, 0)
+        && (!of[START].buf || fits(of + START, t->m, t->batch, 0))
+        && fits(of + X, t->n, t->batch, 0) && fits(of + Y, t->m, t->batch, 0)
+        && fits(of + S, t->m, t->batch, 0) && fits(of + OUTCOME, 1, t->batch, 0)
+        && fits(of + STEPS, 1, t->batch, 0) && fits(of + P_COLS, t->P_stored, 1, 0)
+        && fits(of + A_COLS, t->A_stored, 1, 0) && t->equalities <= t->m;
+}
+
+static void point_to(Batch *t, const Py_buffer *of)
+{
+    t->P_stored = of[P_ROWS].len / 8;
+    t->A_stored = of[A_ROWS].len / 8;
+    t->P_stride = of[P].len / 8 == t->P_stored ? 0 : t->P_stored;
+    t->A_stride = of[A].len / 8 == t->A_stored ? 0 : t->A_stored;
+    t->shared = !t->P_stride && !t->A_stride;
+    t->P_rows = of[P_ROWS].buf, t->P_cols = of[P_COLS].buf;
+    t->A_rows = of[A_ROWS].buf, t->A_cols = of[A_COLS].buf;
+    t->P = of[P].buf, t->q = of[Q].buf, t->A = of[A].buf, t->b = of[B].buf;
+    t->start = of[START].buf;
+    t->x = of[X].buf, t->y = of[Y].buf, t->s = of[S].buf;
+    t->outcome = of[OUTCOME].buf, t->steps = of[STEPS].buf;
+}
+
+static PyObject *solve_programs(PyObject *self, PyObject *args)
+{
+    Batch t;
+    Py_buffer of[BUFFERS];
+    int threads, done = 0;
+    long long limit;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iiiidLdiy*y*y*y*y*y*y*y*z*w*w*w*w*w*", &t.batch, &t.n, &t.m,
+                          &t.equalities, &t.tolerance, &limit, &t.seconds, &threads, of + P_ROWS,
+                          of + P_COLS, of + A_ROWS, of + A_COLS, of + P, of + Q, of + A, of + B,
+                          of + START, of + X, of + Y, of + S, of + OUTCOME, of + STEPS))
+        return NULL;
+    t.limit = limit;
+    point_to(&t, of);
+    if (!all_fit(&t, of)) {
+        PyErr_SetString(PyExc_ValueError, "arrays of sizes that do not fit each other");
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        done = solve_all_programs(&t, threads);
+        Py_END_ALLOW_THREADS
+        if (!done) PyErr_NoMemory();
+    }
+    for (int i = 0; i < BUFFERS; i++)
+        if (of[i].obj) PyBuffer_Release(of + i);
+    if (!done) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *solve_systems(PyObject *self, PyObject *args)
+{
+    enum { P_MATRIX, A_MATRIX, DIAGONAL, RHS, SOLUTION, FAILED, ALL };
+    Systems t;
+    Py_buffer of[ALL];
+    int threads, done = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iiiipiy*y*y*y*w*w*", &t.batch, &t.n, &t.m, &t.columns,
+                          &t.transpose, &threads, of + P_MATRIX, of + A_MATRIX, of + DIAGONAL,
+                          of + RHS, of + SOLUTION, of + FAILED))
+        return NULL;
+    const int64_t n = t.n, m = t.m, size = (n + m) * t.columns;
+    t.P = of[P_MATRIX].buf, t.A = of[A_MATRIX].buf, t.diagonal = of[DIAGONAL].buf;
+    t.rhs = of[RHS].buf, t.solution = of[SOLUTION].buf, t.failed = of[FAILED].buf;
+    t.P_stride = of[P_MATRIX].len / 8 == n * n ? 0 : n * n;
+    t.A_stride = of[A_MATRIX].len / 8 == m * n ? 0 : m * n;
+    if (!(fits(of + P_MATRIX, n * n, t.batch, 1) && fits(of + A_MATRIX, m * n, t.batch, 1)
+          && fits(of + DIAGONAL, m, t.batch, 0) && fits(of + RHS, size, t.batch, 0)
+          && fits(of + SOLUTION, size, t.batch, 0) && of[FAILED].len == t.batch)) {
+        PyErr_SetString(PyExc_ValueError, "arrays of sizes that do not fit each other");
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        done = solve_all_systems(&t, threads);
+        Py_END_ALLOW_THREADS
+        if (!done) PyErr_NoMemory();
+    }
+    for (int i = 0; i < ALL; i++) PyBuffer_Release(of + i);
+    if (!done) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"solve_programs", solve_programs, METH_VARARGS,
+     "Solve a batch of programs; the arrays that come last are written to."},
+    {"solve_systems", solve_systems, METH_VARARGS,
+     "Solve a batch of linear systems; the arrays that come last are written to."},
+    {NULL, NULL, 0, NULL}};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_module", NULL, 0, methods,
+                                    NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__module(void) { return PyModule_Create(&module); }
