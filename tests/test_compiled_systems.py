@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from declarative_cvx.compiled._module import solve_systems
 from declarative_cvx.compiled_systems import COLUMNS, LARGEST, CompiledSystems, suits
 from declarative_cvx.condensed import Condensed, condense
 from declarative_cvx.cones import ConeDerivative
+
+compiled_part = pytest.importorskip("declarative_cvx.compiled._module", reason="no C compiler")
 
 
 def matrix(P: Tensor, A: Tensor, diagonal: Tensor, transpose: bool) -> Tensor:
@@ -161,6 +162,15 @@ def test_direction_without_curvature_is_singular_whatever_the_right_hand_side() 
         CompiledSystems(P, A, torch.ones(1, 1, dtype=torch.float64), unused).solve(rhs, True)
 
 
+@pytest.mark.parametrize("row", [[1.0, 1.0], [1.0, -1.0], [2.0, 1.0]])
+def test_edge_of_solutions_is_singular(row: list[float]) -> None:
+    """Whatever the direction along which nothing changes."""
+    P, A = torch.zeros(1, 2, 2, dtype=torch.float64), torch.tensor([[row]], dtype=torch.float64)
+    rhs = torch.tensor([[[row[0]], [row[1]], [0.0]]], dtype=torch.float64)
+    with pytest.raises(AssertionError, match=r"\[0\] were not solved"):
+        CompiledSystems(P, A, torch.zeros(1, 1, dtype=torch.float64), unused).solve(rhs, True)
+
+
 @pytest.mark.parametrize("transpose", [False, True])
 def test_free_variables_are_zero_as_in_the_other_solver(transpose: bool) -> None:
     P, A, diagonal = systems(4, 3, 6, 5, 2, rank=6)
@@ -201,4 +211,6 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
     P, A, diagonal = (v.numpy() for v in systems(7, 2, 3, 4, 1))
     rhs = np.zeros((2, 6, 1))  # one row too few
     with pytest.raises(ValueError, match="do not fit"):
-        solve_systems(2, 3, 4, 1, True, 1, P, A, diagonal, rhs, rhs.copy(), np.zeros(2, dtype=bool))
+        compiled_part.solve_systems(
+            2, 3, 4, 1, True, 1, P, A, diagonal, rhs, rhs.copy(), np.zeros(2, dtype=bool)
+        )

@@ -254,3 +254,28 @@ def test_sharpened_solvers_never_ask_for_less() -> None:
     assert Clarabel(tol=1e-14).sharpened().tol == 1e-14
     assert Clarabel(tol=1e-4, max_iters=7).sharpened() == Clarabel(tol=1e-12, max_iters=7)
     assert Moreau(method="active_set").sharpened() is None
+
+
+# Solutions that are not unique
+
+
+@pytest.mark.parametrize("solver", ["auto", "Moreau", "Clarabel"])
+@pytest.mark.parametrize(
+    ("cost", "row"),
+    [
+        ([0.0, 0.0], [1.0, 0.0]),  # no cost at all
+        ([-0.5, 0.0], [1.0, 0.0]),  # none of the second variable
+        ([-0.5, -0.5], [1.0, 1.0]),  # along an edge, to which the loss is parallel, or not
+        ([-0.5, -1.0], [1.0, 2.0]),
+    ],
+)
+def test_edge_of_solutions_is_irregular(solver: str, cost: list, row: list) -> None:
+    """Whichever of its points is found, one on a kink of |x| (a vertex of its epigraph) as well."""
+    x, q, a = cp.Variable(2), cp.Parameter(2), cp.Parameter(2)
+    problem = cp.Problem(cp.Minimize(q @ x), [a @ x <= 0.3, cp.abs(x) <= 3])
+    how = {"solver": solver, "on_failure": "nan", "on_irregular": "ignore"}
+    leaves = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (cost, row)]
+    solution = DeclarativeLayer(problem, [q, a], [x], **how).solve(*leaves)
+    assert bool(solution.solved.all())
+    solution.variables[0].sum().backward()
+    assert not bool(solution.derivative.regular.any())

@@ -28,7 +28,7 @@ from declarative_cvx import (
     SolveError,
     Status,
 )
-from declarative_cvx.backends import BACKENDS
+from declarative_cvx.backends import installed
 
 GRADIENT_ACCURACY = 1e-5
 REGULAR = [case for case in CASES if case.regular and case.values]
@@ -643,7 +643,7 @@ def test_geometric_program_goes_through_torch_modules() -> None:
 
 
 @pytest.mark.parametrize(
-    "solver", [name for name, cls in BACKENDS.items() if cls.capabilities.warm_start]
+    "solver", [name for name, cls in installed().items() if cls.capabilities.warm_start]
 )
 def test_warm_start_is_per_element(solver: str) -> None:
     """An element that had no solution last time starts cold; the others start warm."""

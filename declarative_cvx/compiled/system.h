@@ -18,7 +18,7 @@
 /* How often solutions are corrected where P is singular, and when they are settled. */
 #define SYSTEM_TURNS 10
 #define SETTLED 1e-12
-/* A system whose solution for a vector of ones and minus ones is larger is nearly singular. */
+/* A system whose solution for a random vector of numbers up to 2 is larger is nearly singular. */
 #define INFLATED 1e8
 
 typedef struct {
@@ -85,7 +85,8 @@ INLINE int is_regular(Work *w)
     uint32_t state = 1;
     for (int j = 0; j < w->n; j++) {
         state = state * 1664525u + 1013904223u;
-        w->v[j] = is_free(w, j) ? 0.0 : state >> 31 ? 1.0 : -1.0;
+        const double random = 1.0 + state / 4294967296.0;
+        w->v[j] = is_free(w, j) ? 0.0 : random;
     }
     memset(w->d, 0, w->lm * sizeof(double));
     return solve_conditions(w) && largest_entry(w->x, w->n) <= INFLATED;

@@ -270,6 +270,8 @@ def weakly_active(
     size = torch.maximum(above.abs(), below.abs()).amax(1)
     size = torch.maximum(size, NOTICEABLE * full.abs().amax(1))
     jumps = ~((above - below).abs().amax(1) <= REGULAR * size)
+    # Nor is there a derivative where the solution is not unique on one of the sides.
+    jumps |= torch.maximum(*(side.residual for side in sides)) > REGULAR
     unknown = margin[at, 0] > REGULAR * part.z.abs().amax(1)  # which side it is
     return kinked.index_copy(0, at, jumps | unknown)
 
