@@ -1,4 +1,4 @@
-"""The library's own compiled solver of small dense quadratic programs, in batches.
+"""The library's own compiled solver of small dense linear and quadratic programs.
 
 The method is described in compiled/method.h.
 """
