@@ -22,7 +22,7 @@
 #define LANES 8
 typedef double Lanes __attribute__((vector_size(LANES * sizeof(double)), may_alias));
 
-typedef double LooseLanes __attribute__((vector_size(LANES * sizeof(double)), aligned(8), may_alias));
+typedef Lanes LooseLanes __attribute__((aligned(8), may_alias));
 
 /* Lane number `i` of a row, and the lane that begins at any entry. */
 #define LANE(row, i) (((const Lanes *)(row))[i])

@@ -48,7 +48,6 @@ INLINE int take_equalities(Work *w, double tolerance)
 {
     clear(w);
     for (int j = 0; j < w->equalities; j++) {
-        w->redundant[j] = 0;
         if (add(w, j)) continue;
         double left = w->d[j], size = fabs(left);
         solve_factored(w, w->z, 1);
@@ -58,27 +57,26 @@ INLINE int take_equalities(Work *w, double tolerance)
             size += fabs(term);
         }
         if (fabs(left) > 1e4 * tolerance * size) return j;
-        w->redundant[j] = 1;
     }
     return -1;
 }
 
-/* Equalities and those rows that `wrong` names into W, with the best multipliers. */
-INLINE void take_rows(Work *w, const char *wrong)
+/* The rows that `wrong` names into W, too, with the best multipliers. */
+INLINE void take_rows(Work *w)
 {
     for (int j = w->equalities; j < w->m; j++)
-        if (wrong[j]) add(w, j);
+        if (w->wrong[j]) add(w, j);
     find_target(w);
     memcpy(w->lambda, w->target, w->k * sizeof(double));
 }
 
 /* Exchange all rows with a wrong sign at once, some times; whether that led to the solution. */
-INLINE int exchange(Work *w, const double *start, char *wrong, double tolerance)
+INLINE int exchange(Work *w, const double *start, double tolerance)
 {
-    for (int j = 0; j < w->m; j++) wrong[j] = start ? start[j] > 0.0 : w->d[j] < 0.0;
+    for (int j = 0; j < w->m; j++) w->wrong[j] = start ? start[j] > 0.0 : w->d[j] < 0.0;
     for (int turn = 0; turn < EXCHANGES; turn++) {
         take_equalities(w, tolerance);
-        take_rows(w, wrong);
+        take_rows(w);
         const double size = find_slack(w);
         int changes = 0;
         for (int j = w->equalities; j < w->m; j++) {
@@ -86,7 +84,7 @@ INLINE int exchange(Work *w, const double *start, char *wrong, double tolerance)
             const int next = inside ? w->lambda[w->place[j]] > 0.0
                                     : w->slack[j] < -tolerance * size;
             changes += next != inside;
-            wrong[j] = (char)next;
+            w->wrong[j] = (char)next;
         }
         if (!changes) return 1;
     }
@@ -254,7 +252,7 @@ INLINE int solve_element(Work *w, const Batch *batch, int element, int64_t *step
         certify(w, contradiction);
         return INFEASIBLE;
     }
-    int outcome = exchange(w, start, w->redundant + w->m, batch->tolerance) ? SOLVED : GOING_ON;
+    int outcome = exchange(w, start, batch->tolerance) ? SOLVED : GOING_ON;
     for (int turn = 0; turn < TURNS; turn++) {
         if (outcome == GOING_ON) outcome = iterate(w, batch, until, steps);
         if (outcome != SOLVED) return outcome;

@@ -13,9 +13,13 @@
 #include "method.h"
 #include "system.h"
 
+/* Work on an element of a task, with memory that a thread keeps from element to element. */
+typedef void (*Job)(Work *w, const void *task, int element, int *ready);
+
 FOR_EVERY_CPU
-static void solve_program(Work *w, const Batch *batch, int element, int *ready)
+static void solve_program(Work *w, const void *task, int element, int *ready)
 {
+    const Batch *batch = task;
     int64_t steps = 0;
     int outcome = NOT_CONVEX;
     if (!batch->shared || !*ready) *ready = 1 + take_matrices(w, batch, element);
@@ -26,8 +30,18 @@ static void solve_program(Work *w, const Batch *batch, int element, int *ready)
     batch->steps[element] = steps;
 }
 
-/* Whether there was memory. */
-static int solve_all_programs(const Batch *batch, int threads)
+FOR_EVERY_CPU
+static void solve_system(Work *w, const void *task, int element, int *ready)
+{
+    const Systems *systems = task;
+    (void)ready;
+    systems->failed[element] = (char)!solve_columns(w, systems, element);
+}
+
+/* Do a job on all elements, each thread with memory for n variables and m rows of its own; whether
+   there was memory. */
+static int solve_all(Job job, const void *task, int count, int threads, int n, int m,
+                     int equalities)
 {
     int enough = 1;
 #ifdef _OPENMP
@@ -36,40 +50,12 @@ static int solve_all_programs(const Batch *batch, int threads)
     {
         Work w;
         int ready = 0;
-        if (!reserve(&w, batch->n, batch->m, batch->equalities)) enough = 0;
+        if (!reserve(&w, n, m, equalities)) enough = 0;
 #ifdef _OPENMP
 #pragma omp for schedule(dynamic)
 #endif
-        for (int element = 0; element < batch->batch; element++)
-            if (w.memory) solve_program(&w, batch, element, &ready);
-        free(w.memory);
-    }
-    (void)threads;
-    return enough;
-}
-
-FOR_EVERY_CPU
-static void solve_system(Work *w, const Systems *systems, int element)
-{
-    systems->failed[element] = (char)!solve_columns(w, systems, element);
-}
-
-/* Whether there was memory. */
-static int solve_all_systems(const Systems *systems, int threads)
-{
-    int enough = 1;
-#ifdef _OPENMP
-#pragma omp parallel num_threads(threads)
-#endif
-    {
-        Work w;
-        const int rows = systems->m < systems->n ? systems->m : systems->n;
-        if (!reserve(&w, systems->n, rows, 0)) enough = 0;
-#ifdef _OPENMP
-#pragma omp for schedule(dynamic)
-#endif
-        for (int element = 0; element < systems->batch; element++)
-            if (w.memory) solve_system(&w, systems, element);
+        for (int element = 0; element < count; element++)
+            if (w.memory) job(&w, task, element, &ready);
         free(w.memory);
     }
     (void)threads;
@@ -77,7 +63,6 @@ static int solve_all_systems(const Systems *systems, int threads)
 }
 
 /* ---- Python ---------------------------------------------------------------------------------- */
-
 
 enum { P_ROWS, P_COLS, A_ROWS, A_COLS, P, Q, A, B, START, X, Y, S, OUTCOME, STEPS, BUFFERS };
 
@@ -132,7 +117,7 @@ static PyObject *solve_programs(PyObject *self, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "arrays of sizes that do not fit each other");
     } else {
         Py_BEGIN_ALLOW_THREADS
-        done = solve_all_programs(&t, threads);
+        done = solve_all(solve_program, &t, t.batch, threads, t.n, t.m, t.equalities);
         Py_END_ALLOW_THREADS
         if (!done) PyErr_NoMemory();
     }
@@ -164,7 +149,7 @@ static PyObject *solve_systems(PyObject *self, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "arrays of sizes that do not fit each other");
     } else {
         Py_BEGIN_ALLOW_THREADS
-        done = solve_all_systems(&t, threads);
+        done = solve_all(solve_system, &t, t.batch, threads, t.n, t.m < t.n ? t.m : t.n, 0);
         Py_END_ALLOW_THREADS
         if (!done) PyErr_NoMemory();
     }

@@ -34,7 +34,7 @@ typedef struct {
     const double *q, *b;
     int *W, *place, *known;       /* rows in W; places in it or -1; which rows of G are computed */
     int *spare;                   /* m */
-    char *redundant;              /* equalities that others imply */
+    char *wrong;                  /* m; rows that are to be in W next */
     void *memory;
 } Work;
 
@@ -169,7 +169,7 @@ static int reserve(Work *w, int64_t n, int64_t m, int equalities)
     int64_t total = LANES;
     memset(w, 0, sizeof(*w));
     for (int i = 0; i < count; i++) total += sizes[i];
-    const size_t bytes = total * sizeof(double) + (3 * m + n + 1) * sizeof(int) + 2 * m;
+    const size_t bytes = total * sizeof(double) + (3 * m + n + 1) * sizeof(int) + m;
     w->memory = calloc(bytes, 1);
     if (!w->memory) return 0;
     double *at = (double *)(((uintptr_t)w->memory + 63) & ~(uintptr_t)63);
@@ -178,7 +178,7 @@ static int reserve(Work *w, int64_t n, int64_t m, int equalities)
     w->place = w->W + n + 1;
     w->known = w->place + m;
     w->spare = w->known + m;
-    w->redundant = (char *)(w->spare + m);
+    w->wrong = (char *)(w->spare + m);
     w->n = (int)n;
     w->m = (int)m;
     w->ln = (int)ln;
