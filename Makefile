@@ -46,7 +46,7 @@ docs: $(VENV)/.docs  ## build the site of guides and reference in docs/_build/ht
 clean:  ## remove the environment, caches and results
 	rm -rf $(VENV) build dist *.egg-info *.png docs/_build docs/api/generated
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
-	rm -f declarative_cvx/compiled/*.so
+	rm -f declarative_cvx/*.so declarative_cvx/compiled/*.so declarative_cvx/cones/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

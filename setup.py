@@ -8,15 +8,17 @@ from setuptools import Extension, setup
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
 FAST = ["-O3", "-std=c11", "-ffp-contract=fast", "-fno-math-errno"]
 
-setup(
-    ext_modules=[
-        Extension(
-            "declarative_cvx.compiled._module",
-            ["declarative_cvx/compiled/module.c"],
-            depends=glob("declarative_cvx/compiled/*.h"),
-            extra_compile_args=[] if sys.platform == "win32" else [*FAST, *OPENMP],
-            extra_link_args=OPENMP,
-            optional=True,  # without a compiler, other solvers do its work
-        )
-    ]
-)
+
+def extension(name: str) -> Extension:
+    """A module in C; without a compiler, other code does its work."""
+    return Extension(
+        f"declarative_cvx.compiled._{name}",
+        [f"declarative_cvx/compiled/{name}.c"],
+        depends=glob("declarative_cvx/compiled/*.h"),
+        extra_compile_args=[] if sys.platform == "win32" else [*FAST, *OPENMP],
+        extra_link_args=OPENMP,
+        optional=True,
+    )
+
+
+setup(ext_modules=[extension(name) for name in ("programs", "projections", "cone_systems")])

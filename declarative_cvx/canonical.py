@@ -7,16 +7,15 @@ What happens per call afterwards is in `declarative_cvx.param_program`.
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
 import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
-from cvxpy.constraints import PowCone3D, SvecPSD
+from cvxpy.constraints import PowCone3D
 from cvxpy.lin_ops.lin_op import CONSTANT_ID
 from cvxpy.reductions.canonicalization import Canonicalization
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
@@ -27,16 +26,19 @@ from cvxpy.reductions.solution import Solution
 from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
 from cvxpy.reductions.solvers.solving_chain import resolve_and_build_chain
 from cvxpy.utilities import scopes
-from cvxpy.utilities.psd_utils import TriangleKind
 
 from declarative_cvx.cones import Cone
 from declarative_cvx.elimination import Orders, arrange, find_elimination, ordered
 from declarative_cvx.errors import SpecificationError
 from declarative_cvx.fixed_variables import FixedVariables, find_fixed_variables
-from declarative_cvx.linear_map import AffineMap
+from declarative_cvx.param_data import Coefficients, ParamData
 from declarative_cvx.param_program import ParamConeProgram, Source
 from declarative_cvx.program import Structure
-from declarative_cvx.sparsity import Sparsity
+from declarative_cvx.row_order import RowOrder
+
+# CVXPY's default backend passes over every entry of the parameters, which takes it 20 microseconds;
+# "COO" does not, but takes 0.3 ms more for each constraint.
+ENTRIES_PER_CONSTRAINT = 20
 
 
 class _Recorder(ConicSolver):
@@ -48,11 +50,8 @@ class _Recorder(ConicSolver):
     """
 
     SUPPORTED_CONSTRAINTS = [
-        *ConicSolver.SUPPORTED_CONSTRAINTS, cp.SOC, cp.ExpCone, SvecPSD, PowCone3D,
+        *ConicSolver.SUPPORTED_CONSTRAINTS, cp.SOC, cp.ExpCone, cp.PSD, PowCone3D,
     ]  # fmt: skip
-    EXP_CONE_ORDER = [0, 1, 2]
-    PSD_TRIANGLE_KIND = TriangleKind.LOWER
-    PSD_SQRT2_SCALING = True
 
     def name(self) -> str:
         return "DECLARATIVE_CVX"
@@ -64,8 +63,6 @@ class _Recorder(ConicSolver):
         return True
 
     def apply(self, problem: ParamConeProg) -> tuple[ParamConeProg, None]:
-        if not problem.formatted:
-            problem = self.format_constraints(problem, self.EXP_CONE_ORDER)
         return problem, None
 
     def solve_via_data(self, *args, **kwargs):  # type: ignore[no-untyped-def]
@@ -90,12 +87,15 @@ def canonicalize(
         All parameters of the problem, in the order in which values will be passed.
     gp : bool
     canon_backend : str, optional
-        CVXPY's canonicalisation backend ("CPP", "SCIPY" or "COO"); None lets CVXPY choose.
+        CVXPY's canonicalisation backend ("CPP", "SCIPY" or "COO"). None is CVXPY's choice, or
+        "COO" where that is faster.
 
     Returns
     -------
     ParamConeProgram
     """
+    if canon_backend is None and _has_many_parameters(problem, parameters):
+        canon_backend = cp.settings.COO_CANON_BACKEND
     with warnings.catch_warnings(), nullcontext() if gp else scopes.quad_form_dpp_scope():
         # CVXPY's choice of a backend, and how it reads its own sparse leaves, are no news.
         warnings.filterwarnings("ignore", message=".*for canonicalization.*")
@@ -109,34 +109,35 @@ def canonicalize(
                 reduction.solver_context.solver_name = cp.CLARABEL
         cone_prog, inverse_data = chain.apply(problem)
     reductions = list(zip(chain.reductions[:-1], inverse_data[:-1], strict=True))
-    selection, logarithms = _parameter_selection(cone_prog, parameters, reductions)
-    kept = _finite_rows(cone_prog)
-    structure, tensors = _data_tensors(cone_prog, kept)
-    tensors = {name: sp.csr_array(tensor @ selection) for name, tensor in tensors.items()}
+    columns, logarithms = _parameter_columns(cone_prog, parameters, reductions)
+    order = RowOrder(cone_prog.constraints)
+    data, kept = _data(cone_prog, order, columns)
     sources = {
         **_primal_sources(problem, cone_prog, reductions),
-        **_dual_sources(problem, cone_prog, reductions, kept),
+        **_dual_sources(problem, cone_prog, reductions, order, kept),
     }
     sizes = tuple(parameter.size for parameter in parameters)
     widths = (*sizes, *(sizes[position] for position in logarithms))
-    constants = AffineMap(tensors["A"], tensors["A"].shape[:1], widths).constants()
-    structure, fixed, orders = _smaller(structure, constants)
+    structure, fixed, orders = _smaller(data.structure, data.constants(sum(widths)))
     if orders:
-        tensors.update({name: tensors[name][order] for name, order in orders.items()})
+        data = data.ordered(structure, orders)
         moved = (orders["q"], orders["b"])
         sources = {identity: source.moved(*moved) for identity, source in sources.items()}
-    blocks = [tensors[name] for name in ("P", "q", "A", "b", "d")]
-    heights = [block.shape[0] for block in blocks]
     return ParamConeProgram(
         structure=structure,
         fixed=fixed,
-        data=AffineMap(sp.vstack(blocks), heights, widths),
+        data=data.map(widths),
         logarithms=logarithms,
         sizes=sizes,
         sources=sources,
         gp=gp,
         maximize=isinstance(problem.objective, cp.Maximize),
     )
+
+
+def _has_many_parameters(problem: cp.Problem, parameters: Sequence[cp.Parameter]) -> bool:
+    size = sum(parameter.size for parameter in parameters)
+    return size > ENTRIES_PER_CONSTRAINT * (1 + len(problem.constraints))
 
 
 def _smaller(
@@ -165,46 +166,47 @@ def _smaller(
 _Reductions = list[tuple[Reduction, object]]
 
 
-def _parameter_selection(
+def _parameter_columns(
     cone_prog: ParamConeProg, parameters: Sequence[cp.Parameter], reductions: _Reductions
-) -> tuple[sp.csr_array, tuple[int, ...]]:
-    """Matrix that takes (parameters in C order, logarithms, 1) to CVXPY's parameter vector.
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[int, ...]]:
+    """Which entries of (parameters in C order, logarithms, 1) CVXPY's parameter vector consists of.
 
     CVXPY stores reduced forms of parameters with attributes (triangles, diagonals, listed
     entries), in Fortran order. Which entry goes where is found by sending numbered entries
     through its own reductions; a symmetric parameter is sent twice, the second time transposed,
-    and the mean taken, so that its gradient is symmetric too.
+    and the mean is to be taken, so that its gradient is symmetric too.
+
+    With them the positions of the parameters that enter by their logarithm.
     """
     log_ids = _logarithm_ids(reductions)
     logarithms = tuple(i for i, p in enumerate(parameters) if p.id in log_ids)
-    codes, transposed = {}, {}
-    start = 1
-    for position in [*range(len(parameters)), *logarithms]:
-        parameter = parameters[position]
-        is_log = parameter.id in codes
-        key = log_ids[parameter.id] if is_log else parameter.id
-        code = np.arange(start, start + parameter.size, dtype=float).reshape(parameter.shape)
+    keys = [p.id for p in parameters] + [log_ids[parameters[i].id] for i in logarithms]
+    entered = [*parameters, *(parameters[i] for i in logarithms)]
+    codes, start = {}, 0
+    for key, parameter in zip(keys, entered, strict=True):
+        code = np.arange(start, start + parameter.size, dtype=float)
+        codes[key] = code.reshape(parameter.shape)
         start += parameter.size
-        codes[key] = code
-        transposed[key] = np.swapaxes(code, -1, -2) if _is_symmetric(parameter) else code
-    rows, cols = [], []
-    for sent in (codes, transposed):
-        for reduction, _ in reductions:
-            if not isinstance(reduction, Dgp2Dcp):
-                sent = reduction.param_forward(sent)
-        for key, first in cone_prog.param_id_to_col.items():
-            if key == CONSTANT_ID:
-                rows.append(np.array([first]))
-                cols.append(np.array([start - 1]))
-                continue
-            code = np.asarray(sent[key]).flatten(order="F").astype(int)
-            rows.append(first + np.arange(code.size))
-            cols.append(code - 1)
-    row, col = np.concatenate(rows), np.concatenate(cols)
-    width = cone_prog.q.shape[1]
-    row = np.where(row < 0, width + row, row)
-    halves = sp.coo_array((np.full(row.size, 0.5), (row, col)), shape=(width, start))
-    return sp.csr_array(halves), logarithms
+    first = _sent(cone_prog, codes, reductions, start)
+    symmetric = [k for k, p in zip(keys, entered, strict=True) if _is_symmetric(p)]
+    if not symmetric:
+        return (first, first), logarithms
+    codes.update({key: np.swapaxes(codes[key], -1, -2) for key in symmetric})
+    return (first, _sent(cone_prog, codes, reductions, start)), logarithms
+
+
+def _sent(
+    cone_prog: ParamConeProg, codes: dict[int, np.ndarray], reductions: _Reductions, one: int
+) -> np.ndarray:
+    """Numbered entries of parameters as they stand in CVXPY's parameter vector, int64."""
+    for reduction, _ in reductions:
+        if not isinstance(reduction, Dgp2Dcp):
+            codes = reduction.param_forward(codes)
+    columns = np.empty(cone_prog.q.shape[1], dtype=np.int64)
+    for key, first in cone_prog.param_id_to_col.items():
+        code = np.array(one) if key == CONSTANT_ID else np.asarray(codes[key])
+        columns[np.arange(first, first + code.size)] = code.ravel(order="F")
+    return columns
 
 
 def _is_symmetric(parameter: cp.Parameter) -> bool:
@@ -219,41 +221,17 @@ def _logarithm_ids(reductions: _Reductions) -> dict[int, int]:
     return {}
 
 
-def _finite_rows(cone_prog: ParamConeProg) -> np.ndarray:
-    """Which rows to keep, bool, shape (m,): `x <= inf` says nothing and is left out."""
-    n, m = cone_prog.x.size, cone_prog.constr_size
-    if not m:
-        return np.zeros(0, dtype=bool)
-    infinite = sp.coo_array(cone_prog.A)
-    rows = infinite.coords[0][~np.isfinite(infinite.data)]
-    signs = infinite.data[~np.isfinite(infinite.data)]
-    row, col = rows % m, rows // m
-    dims = cone_prog.cone_dims
-    vacuous = (col == n) & (signs > 0) & (row >= dims.zero) & (row < dims.zero + dims.nonneg)
-    if not vacuous.all():
-        raise SpecificationError(
-            "The problem has an infinite or NaN constant in a place where it is not an absent "
-            "bound. Only `expression <= inf` and the like, which say nothing, are left out."
-        )
-    kept = np.ones(m, dtype=bool)
-    kept[row] = False
-    return kept
-
-
-def _data_tensors(
-    cone_prog: ParamConeProg, kept: np.ndarray
-) -> tuple[Structure, dict[str, sp.csr_array]]:
-    """Patterns of the data and the matrices that take CVXPY's parameter vector to the values."""
-    n, m = cone_prog.x.size, int(kept.sum())
-    q = sp.csr_array(cone_prog.q)
-    Ab = sp.csr_array(cone_prog.A) if m else sp.csr_array((0, q.shape[1]))
-    if m and not kept.all():
-        Ab = Ab[np.tile(kept, n + 1)]
-    P = sp.csr_array((n * n, q.shape[1])) if cone_prog.P is None else sp.csr_array(cone_prog.P)
-    swap = np.arange(n * n).reshape(n, n).T.ravel()
-    P = sp.csr_array((P + P[swap]) / 2)  # CVXPY may store a quadratic form one-sidedly
-    P_pattern, P_rows = _pattern(P, (n, n))
-    A_pattern, A_rows = _pattern(sp.csr_array(Ab[: m * n]), (m, n))
+def _data(
+    cone_prog: ParamConeProg, order: RowOrder, columns: tuple[np.ndarray, np.ndarray]
+) -> tuple[ParamData, np.ndarray]:
+    """The data with A x + s = b in the row order of `Cone`, and which rows were kept, bool."""
+    P, q = (
+        Coefficients(*np.zeros((3, 0), dtype=np.int64))
+        if tensor is None
+        else Coefficients.of(tensor).shared(*columns)
+        for tensor in (cone_prog.P, cone_prog.q)
+    )
+    Ab, kept = _rows(cone_prog, order, Coefficients.of(cone_prog.A).shared(*columns))
     dims = cone_prog.cone_dims
     cone = Cone(
         zero=dims.zero,
@@ -263,17 +241,37 @@ def _data_tensors(
         exp=dims.exp,
         power=tuple(float(alpha) for alpha in dims.p3d),
     )
-    tensors = {"P": P[P_rows], "q": q[:-1], "A": -Ab[A_rows], "b": Ab[m * n :], "d": q[-1:]}
-    return Structure(P_pattern, A_pattern, cone), tensors
+    n = cone_prog.x.size
+    P = P._replace(row=P.row % n * n + P.row // n)
+    return ParamData.of(P, q, Ab, n, cone), kept
 
 
-def _pattern(tensor: sp.csr_array, shape: tuple[int, int]) -> tuple[Sparsity, np.ndarray]:
-    """Which entries of a matrix are ever nonzero, and their rows (Fortran order) in a tensor."""
-    tensor.eliminate_zeros()
-    flat = np.flatnonzero(np.diff(tensor.indptr))
-    rows, cols = (flat % shape[0], flat // shape[0]) if flat.size else (flat, flat)
-    order = np.argsort(rows * shape[1] + cols, kind="stable")
-    return Sparsity(shape, rows[order].astype(np.int64), cols[order].astype(np.int64)), flat[order]
+def _rows(
+    cone_prog: ParamConeProg, order: RowOrder, stuffed: Coefficients
+) -> tuple[Coefficients, np.ndarray]:
+    """(A, b) out of CVXPY's tensor of expressions A x + b, and which rows were kept, bool.
+
+    `x <= inf` says nothing and is left out.
+    """
+    n, dims, kept = cone_prog.x.size, cone_prog.cone_dims, np.ones(order.size, dtype=bool)
+    if not order.size:
+        return stuffed, kept
+    col, entry = np.divmod(stuffed.row, order.place.size)
+    row = order.place[entry]
+    negative = (row < dims.zero) != (col < n)
+    value = np.where(negative, -stuffed.value, stuffed.value) * order.share[entry]
+    infinite = ~np.isfinite(value)
+    if infinite.any():
+        vacuous = (col == n) & (value > 0) & (row >= dims.zero) & (row < dims.zero + dims.nonneg)
+        if not vacuous[infinite].all():
+            raise SpecificationError(
+                "The problem has an infinite or NaN constant in a place where it is not an absent "
+                "bound. Only `expression <= inf` and the like, which say nothing, are left out."
+            )
+        kept[row[infinite]] = False
+        row = np.where(kept, np.cumsum(kept) - 1, -1)[row]
+    found = Coefficients(row * (n + 1) + col, stuffed.column, value)
+    return found.where(row >= 0), kept
 
 
 def _primal_sources(
@@ -297,48 +295,60 @@ def _primal_sources(
 
 
 def _dual_sources(
-    problem: cp.Problem, cone_prog: ParamConeProg, reductions: _Reductions, kept: np.ndarray
+    problem: cp.Problem,
+    cone_prog: ParamConeProg,
+    reductions: _Reductions,
+    order: RowOrder,
+    kept: np.ndarray,
 ) -> dict[int, Source]:
     """Where every constraint's dual variables are read off y, and with which factor.
 
     An entry of a dual is a multiple of one entry of y. CVXPY's own inversion of y = k and
     y = k^2 for k = 1, ..., m tells which and how much.
     """
-    k = np.arange(1.0, cone_prog.constr_size + 1)
+    k = np.arange(1.0, order.size + 1)
     place = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)  # of row k; -1 is "always 0"
+    found = [_dual_values(cone_prog, reductions, order, y) for y in (k, k**2)]
     sources = {}
-    for (variable, first), (_, second) in zip(
-        _duals(problem, cone_prog, reductions, k),
-        _duals(problem, cone_prog, reductions, k**2),
-        strict=True,
-    ):
-        entry = np.divide(second, first, out=np.zeros_like(first), where=first != 0)
-        scale = np.divide(first, entry, out=np.zeros_like(first), where=first != 0)
-        index = place[np.rint(entry).astype(np.int64).ravel() - 1]
-        factors = None if np.all(scale[entry != 0] == 1) else scale.ravel()
-        sources[variable.id] = Source(variable.shape, index, factors, dual=True)
+    for constraint in problem.constraints:
+        values = [_read(constraint, by_id.get(constraint.id)) for by_id in found]
+        for variable, first, second in zip(constraint.dual_variables, *values, strict=True):
+            entry = np.divide(second, first, out=np.zeros_like(first), where=first != 0)
+            scale = np.divide(first, entry, out=np.zeros_like(first), where=first != 0)
+            index = place[np.rint(entry).astype(np.int64) - 1]
+            factors = None if np.all(scale[entry != 0] == 1) else scale
+            sources[variable.id] = Source(variable.shape, index, factors, dual=True)
     return sources
 
 
-def _duals(
-    problem: cp.Problem, cone_prog: ParamConeProg, reductions: _Reductions, y: np.ndarray
-) -> Iterator[tuple[cp.Variable, np.ndarray]]:
-    """Dual variables of all constraints, and the values they would take for a given y."""
-    by_id, start = {}, 0
-    for constraint in cone_prog.constraints:
-        piece = y[start : start + constraint.size]
-        by_id[constraint.id] = piece[0] if piece.size == 1 else piece
-        start += constraint.size
+def _dual_values(
+    cone_prog: ParamConeProg, reductions: _Reductions, order: RowOrder, y: np.ndarray
+) -> dict[int, np.ndarray]:
+    """What CVXPY makes of a given y for the constraints of the problem, by their ids."""
+    by_id = {constraint.id: piece for constraint, piece in order.duals(y)}
     solution = Solution(cp.OPTIMAL, 0.0, {cone_prog.x.id: np.ones(cone_prog.x.size)}, by_id, {})
     for reduction, inverse_data in reversed(reductions):
         # A geometric program's duals are those of its convex form; only its variables change.
         step = Canonicalization if isinstance(reduction, Dgp2Dcp) else type(reduction)
         solution = step.invert(reduction, solution, inverse_data)
-    for constraint in problem.constraints:
-        scratch = copy.copy(constraint)  # the caller's dual variables keep their values
-        scratch.dual_variables = [cp.Variable(v.shape) for v in constraint.dual_variables]
-        if constraint.id in solution.dual_vars:
-            scratch.save_dual_value(solution.dual_vars[constraint.id])
-        for variable, filled in zip(constraint.dual_variables, scratch.dual_variables, strict=True):
-            value = np.zeros(variable.shape) if filled.value is None else filled.value
-            yield variable, np.asarray(value, dtype=float).reshape(variable.shape)
+    return solution.dual_vars
+
+
+class _Reader:
+    """Stands for a dual variable, which keeps its value, and takes the one that is saved."""
+
+    def __init__(self, variable: cp.Variable) -> None:
+        self.shape, self.entries = variable.shape, np.zeros(variable.size)
+
+    def save_value(self, value: np.ndarray) -> None:
+        self.entries = np.asarray(value, dtype=float).reshape(self.shape).ravel()
+
+
+def _read(constraint: cp.Constraint, value: np.ndarray | None) -> list[np.ndarray]:
+    """The entries of a constraint's dual variables, for what CVXPY would save in them."""
+    stand_in = object.__new__(type(constraint))
+    readers = [_Reader(variable) for variable in constraint.dual_variables]
+    stand_in.__dict__.update(vars(constraint), dual_variables=readers)
+    if value is not None:
+        stand_in.save_dual_value(value)
+    return [reader.entries for reader in readers]

@@ -81,7 +81,7 @@ class CompiledSystems:
 
     def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
         """Solutions for rhs (batch, n + m, columns); NaN or meaningless for singular matrices."""
-        from declarative_cvx.compiled._module import solve_systems
+        from declarative_cvx.compiled._programs import solve_systems
 
         batch, m = self.diagonal.shape
         n, columns = self.P.shape[1], rhs.shape[2]

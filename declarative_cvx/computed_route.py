@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import cvxpy as cp
+from torch import Tensor
 
 from declarative_cvx.convex import ConvexRoute
 from declarative_cvx.nonconvex.translation.computed_values import ComputedValues
@@ -44,10 +45,16 @@ class ComputedRoute(ConvexRoute):
     def solve(
         self, arguments: Arguments, options: Mapping[str, Any] | None, start: Any
     ) -> ConicSolution:
+        return super().solve(self._used(arguments), options, start)
+
+    def outputs(self, arguments: Arguments) -> tuple[Tensor, ...] | None:
+        return None if self._pass is None else super().outputs(self._used(arguments))
+
+    def _used(self, arguments: Arguments) -> Arguments:
+        """The arguments of the rewritten problem."""
         every = self._values.appended(arguments)
-        used = replace(
+        return replace(
             every,
             values=tuple(every.values[at] for at in self._needed),
             batched=tuple(every.batched[at] for at in self._needed),
         )
-        return super().solve(used, options, start)

@@ -17,11 +17,14 @@ the matrix; only rows with small d are kept, as many as the element with most of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from declarative_cvx.compiled_systems import CompiledSystems, suits
+from declarative_cvx import compiled_cone_systems
+from declarative_cvx.compiled_cone_systems import CompiledConeSystems
+from declarative_cvx.compiled_systems import CompiledSystems, Solver, suits
 from declarative_cvx.cones import ConeDerivative
 from declarative_cvx.cones.rows import join, polyhedral, split
 from declarative_cvx.cones.spectrum import Spectrum, blockwise
@@ -155,9 +158,13 @@ class Condensed:
         return torch.cat([x, self.rotation.back(z.scatter(1, kept, inner[:, n:]))], 1)
 
 
-def condense(P: Tensor, A: Tensor, projection: ConeDerivative) -> CompiledSystems | Condensed:
+def condense(P: Tensor, A: Tensor, projection: ConeDerivative) -> Solver:
     """What solves with J, for P (batch or 1, n, n), A (batch or 1, m, n) and DΠ."""
-    if projection.parts or not suits(P, A):
+    if projection.parts:
+        if compiled_cone_systems.suits(P, A, projection):
+            return CompiledConeSystems(P, A, projection, partial(Condensed.of, P, A, projection))
+        return Condensed.of(P, A, projection)
+    if not suits(P, A):
         return Condensed.of(P, A, projection)
 
     def otherwise(at: Tensor) -> Condensed:
@@ -189,7 +196,7 @@ def _matrix(P: Tensor, A: Tensor, d: Tensor) -> Tensor:
 class Core:
     """J condensed, and the DΠ that is in it."""
 
-    condensed: CompiledSystems | Condensed
+    condensed: Solver
     projection: ConeDerivative
 
     @classmethod

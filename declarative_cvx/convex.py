@@ -18,11 +18,13 @@ from declarative_cvx.autograd import (
 )
 from declarative_cvx.backends import Backend, automatic, backend_named, require_capable, solve
 from declarative_cvx.backends.diffcp import DIFFCP
+from declarative_cvx.backends.dual_active_set import DualActiveSet
 from declarative_cvx.canonical import canonicalize
+from declarative_cvx.compiled_pass import CompiledPass
 from declarative_cvx.cone_solution import ConeSolution
 from declarative_cvx.derivative import DERIVATIVES, Derivative, Diffcp, Implicit
 from declarative_cvx.derivative.regularity import Outputs
-from declarative_cvx.errors import BackendError, nearest
+from declarative_cvx.errors import BackendError, SolveError, nearest
 from declarative_cvx.fixed_variables import FixedVariables
 from declarative_cvx.optimal_value import objective
 from declarative_cvx.param_program import ParamConeProgram
@@ -101,6 +103,26 @@ class ConvexRoute(Route):
             _state=call.solution,
             _assess=call.assess,
         )
+
+    def outputs(self, arguments: Arguments) -> tuple[Tensor, ...] | None:
+        return None if self._pass is None else self._pass.outputs(arguments, self._solved)
+
+    def _solved(self, arguments: Arguments) -> tuple[Tensor, ...]:
+        """The outputs, by `solve`; the arguments may be those of a rewritten problem."""
+        solution = ConvexRoute.solve(self, arguments, None, None)
+        if not solution.all_solved:
+            raise SolveError(solution.describe_failures())
+        return solution.variables
+
+    @cached_property
+    def _pass(self) -> CompiledPass | None:
+        """The shorter way, where nothing else is asked for than what it does."""
+        first = self._backends[0]
+        if not isinstance(first, DualActiveSet) or first != DualActiveSet():
+            return None
+        if not isinstance(self._derivative, Implicit):
+            return None
+        return CompiledPass.of(self._canonical, self._output_ids)
 
     def _outputs(self, arguments: Arguments) -> Outputs:
         """Outputs, and parameters that a derivative follows (or all), in the cone program.

@@ -8,6 +8,7 @@ from typing import Any
 
 import cvxpy as cp
 
+from declarative_cvx.assertions import check_assertions
 from declarative_cvx.backends import BACKENDS, Backend
 from declarative_cvx.computed_route import ComputedRoute
 from declarative_cvx.conic_points import ConicSolver
@@ -86,6 +87,7 @@ def _convex_route(
     wishes: Wishes,
 ) -> ConvexRoute:
     """Cone programs, of the problem as it is or as it had to be rewritten."""
+    check_assertions(problem)
     options: dict[str, Any] = {
         "solver": wishes.solver,  # a Minimizer is refused there
         "optional_solver": wishes.optional_solver,

@@ -21,12 +21,14 @@ from torch import Tensor
 
 from declarative_cvx.program import ConeProgram, Elimination, Point, Structure
 from declarative_cvx.reduced_program import ReducedProgram, Squares
-from declarative_cvx.sparsity import Sparsity, image
+from declarative_cvx.sparsity import Sparsity, complement, image
 
 # Largest number of remaining variables: P over them is handled as a dense matrix.
 LARGEST = 1000
 # Up to so many of them a denser P costs less than the variables that it replaces.
 SMALL = 100
+# From this share of nonzero entries on, the pattern of a product is found by a dense one sooner.
+DENSE = 0.03
 
 # For each of P, q, A and b the places that its values are taken from.
 Orders = dict[str, np.ndarray]
@@ -181,23 +183,14 @@ def find_elimination(structure: Structure, constant: np.ndarray) -> Elimination 
     entries = entries[~coupled[A.cols[entries]]]
     E, first = np.unique(A.rows[entries], return_index=True)
     T = A.cols[entries[first]]
-    X, R = np.setdiff1d(np.arange(n), T), np.setdiff1d(np.arange(structure.rows), E)
+    X, R = complement(T, n), complement(E, structure.rows)
     if not T.size or not R.size or not X.size or X.size > LARGEST:
         return None
     curvature = _curvature(structure, E, T, X)
     if X.size > SMALL and curvature.nnz > A.nnz + P.nnz:
         return None
-    kept = np.flatnonzero(np.isin(A.rows, R) & np.isin(A.cols, X))
-    reduced = Structure(
-        curvature,
-        Sparsity(
-            (R.size, X.size),
-            np.searchsorted(R, A.rows[kept]),
-            np.searchsorted(X, A.cols[kept]),
-        ),
-        replace(structure.cone, zero=structure.cone.zero - E.size),
-    )
-    return Elimination(reduced, E, T, X, R)
+    cone = replace(structure.cone, zero=structure.cone.zero - E.size)
+    return Elimination(Structure(curvature, A.part(R, X)[0], cone), E, T, X, R)
 
 
 def arrange(structure: Structure, elimination: Elimination) -> tuple[Structure, Orders]:
@@ -216,12 +209,11 @@ def arrange(structure: Structure, elimination: Elimination) -> tuple[Structure, 
         R=np.arange(count, rows.size),
     )
     structure, orders = ordered(structure, variables, rows)
-    structure = replace(structure, elimination=moved)
-    blocks, A = structure.blocks, structure.A
-    places = (blocks.A_E.places.ravel(), blocks.A_R.places.ravel(), blocks.c.places)
-    joined = np.concatenate(places)
-    if (joined < 0).any():
+    structure, A = replace(structure, elimination=moved), structure.A
+    others = A.cols >= count
+    if others.sum() < rows.size * elimination.X.size:
         return structure, orders
+    joined = np.concatenate([np.flatnonzero(others), np.flatnonzero(~others)])
     A = Sparsity(A.shape, A.rows[joined], A.cols[joined])
     return replace(structure, A=A), {**orders, "A": orders["A"][joined]}
 
@@ -238,16 +230,17 @@ def ordered(
 
 def _curvature(structure: Structure, E: np.ndarray, T: np.ndarray, X: np.ndarray) -> Sparsity:
     """The pattern of P over X once T is substituted."""
-    A, P = (
-        sp.csr_array((np.ones(m.nnz), (m.rows, m.cols)), shape=m.shape)
-        for m in (structure.A, structure.P)
-    )
-    curved = E[P.diagonal()[T] > 0]
-    squares, shape = A[curved][:, X], (X.size, X.size)
-    if (np.diff(squares.indptr) == X.size).any():  # one of them couples all
-        rows, cols = (places.ravel() for places in np.indices(shape))
-        return Sparsity(shape, rows, cols)
-    pattern = sp.csr_array(squares.T @ squares + P[X][:, X])
-    pattern.sort_indices()
-    rows = np.repeat(np.arange(X.size), np.diff(pattern.indptr))
-    return Sparsity(shape, rows, pattern.indices.astype(np.int64))
+    P, curved = structure.P, np.zeros(structure.variables, dtype=bool)
+    curved[P.rows[P.rows == P.cols]] = True
+    squares, _ = structure.A.part(E[curved[T]], X)
+    counts = np.bincount(squares.rows, minlength=squares.shape[0])
+    occurs = np.full((X.size, X.size), bool((counts == X.size).any()))  # if one row couples all
+    known, _ = P.part(X, X)
+    occurs[known.rows, known.cols] = occurs[squares.cols, squares.cols] = True
+    if counts.max(initial=0) > 1 and not occurs.all():
+        ones = np.ones(squares.nnz, dtype=np.float32)
+        factor = sp.csr_array((ones, (squares.rows, squares.cols)), squares.shape)
+        if squares.nnz > DENSE * squares.shape[0] * X.size:
+            factor = factor.toarray()
+        occurs[(factor.T @ factor).nonzero()] = True
+    return Sparsity(occurs.shape, *np.nonzero(occurs))

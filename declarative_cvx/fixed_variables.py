@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from declarative_cvx.program import ConeProgram, Elimination, Point, Structure
-from declarative_cvx.sparsity import Block, Sparsity, matvec
+from declarative_cvx.sparsity import Block, Sparsity, complement, matvec
 
 DataGradients = tuple[Tensor, Tensor, Tensor, Tensor]  # with respect to P, q, A and b
 
@@ -34,12 +34,7 @@ class _Part:
     @classmethod
     def of(cls, whole: Sparsity, rows: np.ndarray, cols: np.ndarray) -> _Part:
         """Entries in sorted `rows` and `cols`, which are numbered anew."""
-        kept = np.flatnonzero(np.isin(whole.rows, rows) & np.isin(whole.cols, cols))
-        pattern = Sparsity(
-            (rows.size, cols.size),
-            np.searchsorted(rows, whole.rows[kept]),
-            np.searchsorted(cols, whole.cols[kept]),
-        )
+        pattern, kept = whole.part(rows, cols)
         return cls(pattern, Block(kept, whole.nnz))
 
     def times(self, values: Tensor, v: Tensor, transpose: bool = False) -> Tensor:
@@ -267,15 +262,17 @@ def find_fixed_variables(structure: Structure, constant: np.ndarray) -> FixedVar
     A = structure.A
     alone = np.bincount(A.rows, minlength=structure.rows)[A.rows] == 1
     entries = np.flatnonzero(alone & (A.rows < structure.cone.zero) & (np.abs(constant) > 0))
+    if not entries.size:
+        return None
     _, first = np.unique(A.cols[entries], return_index=True)
     entries = _settled(A, entries[first])
     E, F, c = A.rows[entries], A.cols[entries], constant[entries]
-    X, R = np.setdiff1d(np.arange(structure.variables), F), np.setdiff1d(np.arange(A.shape[0]), E)
+    X, R = complement(F, structure.variables), complement(E, structure.rows)
     if not F.size or not X.size or not R.size:
         return None
     remaining = Structure(
-        _Part.of(structure.P, X, X).pattern,
-        _Part.of(A, R, X).pattern,
+        structure.P.part(X, X)[0],
+        A.part(R, X)[0],
         replace(structure.cone, zero=structure.cone.zero - E.size),
     )
     return FixedVariables(structure, remaining, E, F, X, R, c)
@@ -284,11 +281,12 @@ def find_fixed_variables(structure: Structure, constant: np.ndarray) -> FixedVar
 def _settled(A: Sparsity, entries: np.ndarray) -> np.ndarray:
     """Those of the entries (row E, variable F) whose variable leaves no other row empty."""
     while entries.size:
-        other = ~np.isin(A.rows, A.rows[entries])
-        fixed = np.isin(A.cols, A.cols[entries])
-        left = np.bincount(A.rows[other & ~fixed], minlength=A.shape[0])
-        emptied = other & (left[A.rows] == 0)
-        kept = entries[~np.isin(A.cols[entries], A.cols[emptied])]
+        other, free = np.ones(A.shape[0], dtype=bool), np.ones(A.shape[1], dtype=bool)
+        other[A.rows[entries]] = free[A.cols[entries]] = False
+        left = np.bincount(A.rows[free[A.cols]], minlength=A.shape[0])
+        emptied = np.zeros(A.shape[1], dtype=bool)
+        emptied[A.cols[(other & (left == 0))[A.rows]]] = True
+        kept = entries[~emptied[A.cols[entries]]]
         if kept.size == entries.size:
             break
         entries = kept

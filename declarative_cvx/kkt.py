@@ -80,9 +80,18 @@ def derivative_at(program: ConeProgram, z: Tensor) -> ConeDerivative:
     if recording(z):
         return program.structure.cone.derivative(z)
     known = program.__dict__.get("_derivative")
-    if known is None or not torch.equal(known[0], z):
-        known = program.__dict__["_derivative"] = (z, program.structure.cone.derivative(z))
-    return known[1]
+    if known is not None and torch.equal(known[0], z):
+        return known[1]
+    found = program.structure.cone.derivative(z)
+    program.__dict__["_derivative"] = (z, found)
+    return found
+
+
+def project_at(program: ConeProgram, z: Tensor) -> Tensor:
+    """Π(z) for finite z (batch, m), whose derivative `derivative_at` will know."""
+    nearest, projection = program.structure.cone.decompose(z)
+    program.__dict__["_derivative"] = (z, projection)
+    return nearest
 
 
 def free_variables(program: ConeProgram, projection: ConeDerivative) -> Tensor:
@@ -171,9 +180,9 @@ class System:
 
     def unchecked(self, rhs: Tensor) -> Tensor:
         """By factorisation, whatever comes of it."""
-        return self._factored(rhs)[0]
+        return self.factored(rhs)[0]
 
-    def _factored(self, rhs: Tensor) -> tuple[Tensor, Tensor]:
+    def factored(self, rhs: Tensor) -> tuple[Tensor, Tensor]:
         """By factorisation, whatever comes of it, and where the matrix is nearly singular.
 
         The latter is bool, shape (batch,): where only rounding may keep it from being so.
@@ -187,21 +196,22 @@ class System:
         """Solutions as of `solve_kkt`, their residuals, and which elements had no factorisation.
 
         By factorisation, corrected once where `exactly` is asked for and something is left.
-        Without it, any solution of a singular system will do.
+        Without it, any solution of a singular system that is large and sparse will do.
         """
         # In units of the right-hand side, so that gradients of 1e-12 and 1e+12 are treated alike.
         unit = rhs.abs().amax(1, keepdim=True)
         unit = unit.masked_fill(unit == 0, 1.0)
         scaled = rhs / unit
-        w, doubtful = self._factored(scaled)
+        w, doubtful = self.factored(scaled)
         residual, size = self._left(w, scaled)
         share = CORRECTED if exactly else FACTORED
         fine = (residual <= share * size.clamp(1.0, FACTORED / share)) & (size <= INFLATED)
         # Where only rounding keeps a matrix from being singular, which of the solutions comes out
         # is a matter of chance.
-        regular = fine.all(1) > doubtful if exactly else fine.all(1)
+        doubtful = doubtful & (exactly or not self.is_sparse)
+        regular = fine.all(1) > doubtful
         if not bool(regular.all()):
-            w, residual, regular = self._improved(w, scaled, doubtful & exactly)
+            w, residual, regular = self._improved(w, scaled, doubtful)
         return w * unit, residual, ~regular
 
     def _left(self, w: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:

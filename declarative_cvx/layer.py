@@ -24,7 +24,7 @@ from declarative_cvx.errors import SolveError, SpecificationError
 from declarative_cvx.nonconvex.fixed_points import FixedPointProblem
 from declarative_cvx.nonconvex.solver_choice import Choice
 from declarative_cvx.nonconvex.torch_problem import TorchProblem
-from declarative_cvx.parameters import ParameterSpec, check_arguments
+from declarative_cvx.parameters import Arguments, ParameterSpec, bind_arguments, check_values
 from declarative_cvx.route import Route
 from declarative_cvx.solution import Solution
 from declarative_cvx.specification import ProblemSpec, Verdict, classify
@@ -145,6 +145,7 @@ class DeclarativeLayer(nn.Module):
             nonconvex=nonconvex,
         )
         self._set_up(problem, parameters, variables, wishes)
+        self._declares = any(spec.declares for spec in self._parameters_spec)
         self._previous: Any = None
 
     def _set_up(
@@ -215,7 +216,14 @@ class DeclarativeLayer(nn.Module):
         SolveError
             If an element is not solved and ``on_failure="raise"``.
         """
-        solution = self._solve(parameters, solver_args, warm_start, start)
+        arguments = self._bound(parameters)
+        if not (solver_args or start or warm_start or self.warm_start or self.optimal_value):
+            if self._declares:
+                check_values(self._parameters_spec, parameters)
+            outputs = self._route.outputs(arguments)
+            if outputs is not None:
+                return outputs
+        solution = self._solve(arguments, solver_args, warm_start, start)
         if self.on_failure == "raise" and not solution.all_solved:
             raise SolveError(solution.describe_failures())
         return solution.variables
@@ -235,17 +243,20 @@ class DeclarativeLayer(nn.Module):
         Solution
             Its values are differentiable like the layer's outputs.
         """
-        return self._solve(parameters, solver_args, warm_start, start)
+        return self._solve(self._bound(parameters), solver_args, warm_start, start)
+
+    def _bound(self, parameters: tuple[Tensor, ...]) -> Arguments:
+        like = () if parameters else tuple(self.parameters())
+        return bind_arguments(self._parameters_spec, parameters, like)
 
     def _solve(
         self,
-        parameters: tuple[Tensor, ...],
+        arguments: Arguments,
         solver_args: Mapping[str, Any] | None,
         warm_start: bool | None,
         start: Mapping[Any, Tensor] | None,
     ) -> Solution:
-        like = () if parameters else tuple(self.parameters())
-        arguments = check_arguments(self._parameters_spec, parameters, like)
+        check_values(self._parameters_spec, arguments.values)
         warm = self.warm_start if warm_start is None else warm_start
         state = self._previous if warm else None
         if start is not None:

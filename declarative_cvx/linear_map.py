@@ -37,8 +37,7 @@ class AffineMap:
         matrix.sum_duplicates()
         matrix.eliminate_zeros()
         self.whole = matrix
-        self.matrix = sp.csr_array(matrix[:, :-1])
-        self.constant = matrix[:, [-1]].toarray()[:, 0]
+        self.matrix, self.constant = _split(matrix)
         self.shape: tuple[int, int] = self.matrix.shape
         self.heights, self.widths = tuple(heights), tuple(widths)
         self._tensors: dict[tuple[torch.device, str], tuple[Tensor, ...]] = {}
@@ -190,6 +189,17 @@ class AffineMap:
     def __getstate__(self) -> dict:
         kept = ("whole", "matrix", "constant", "shape", "heights", "widths")
         return {name: self.__dict__[name] for name in kept} | {"_tensors": {}, "_parts": {}}
+
+
+def _split(whole: sp.csr_array) -> tuple[sp.csr_array, np.ndarray]:
+    """A matrix without its last column, and this one."""
+    rows, cols = whole.shape
+    last = whole.indices == cols - 1
+    before = np.append(0, np.cumsum(last))[whole.indptr]  # entries of the last column
+    constant = np.zeros(rows)
+    constant[np.diff(before) > 0] = whole.data[last]
+    parts = (whole.data[~last], whole.indices[~last], whole.indptr - before)
+    return sp.csr_array(parts, shape=(rows, cols - 1)), constant
 
 
 def _owners(sizes: Sequence[int]) -> np.ndarray:

@@ -192,12 +192,16 @@ class ParamConeProgram:
         Read off (x, y) of the program that solvers see, `point`, if it is there; if it is not, off
         those of this program, which `whole` returns.
         """
-        if variable_id not in self._direct:
-            self._direct[variable_id] = self.sources[variable_id].among(*self._seen)
-        direct = self._direct[variable_id]
+        direct = self.direct_source(variable_id)
         source, (x, y) = (self.sources[variable_id], whole()) if direct is None else (direct, point)
         value = source.read(y if source.dual else x)
         return value.exp() if self.gp and not source.dual else value
+
+    def direct_source(self, variable_id: int) -> Source | None:
+        """How a (dual) variable is read off what solvers see; None if it is not there."""
+        if variable_id not in self._direct:
+            self._direct[variable_id] = self.sources[variable_id].among(*self._seen)
+        return self._direct[variable_id]
 
     @cached_property
     def _seen(self) -> tuple[np.ndarray, np.ndarray]:

@@ -81,10 +81,10 @@ class ParameterSpec:
 
     def is_batched(self, position: int, value: Tensor) -> bool:
         """Whether a tensor holds a batch of values; an error if its shape fits neither way."""
-        shape = tuple(value.shape)
-        if self._fits(shape):
+        shape = value.shape
+        if shape == self.shape or self._fits(shape):
             return False
-        if shape and self._fits(shape[1:]):
+        if shape and (shape[1:] == self.shape or self._fits(shape[1:])):
             return True
         sizes = ["any" if extent is None else str(extent) for extent in self.shape]
         single, many = (
@@ -92,12 +92,17 @@ class ParameterSpec:
             for parts in (sizes, ["batch", *sizes])
         )
         raise ParameterError(
-            f"{self._where(position)} has shape {shape}; expected {single}, or a batch {many}."
+            f"{self._where(position)} has shape {tuple(shape)}; expected {single}, or a batch "
+            f"{many}."
         )
 
     def _fits(self, shape: tuple[int, ...]) -> bool:
-        return len(shape) == len(self.shape) and all(
-            extent in (None, given) for extent, given in zip(self.shape, shape, strict=True)
+        return (
+            len(shape) == len(self.shape)
+            and None in self.shape
+            and all(
+                extent in (None, given) for extent, given in zip(self.shape, shape, strict=True)
+            )
         )
 
     def check_finite(self, position: int, value: Tensor) -> None:
@@ -184,10 +189,10 @@ class Arguments:
     device: torch.device
 
 
-def check_arguments(
+def bind_arguments(
     specs: Sequence[ParameterSpec], values: Sequence[Tensor], like: Sequence[Tensor] = ()
 ) -> Arguments:
-    """Check the tensors of one call against the parameters of the problem.
+    """Check shapes, types and devices of the tensors of one call, not yet their values.
 
     Parameters
     ----------
@@ -199,7 +204,7 @@ def check_arguments(
     Raises
     ------
     ParameterError
-        Naming the parameter, the entry, its value, and what was expected.
+        Naming the parameter, and what was expected.
     """
     if len(values) != len(specs):
         names = ", ".join(spec.name for spec in specs)
@@ -207,33 +212,34 @@ def check_arguments(
             f"The layer takes {len(specs)} tensors, one for each of its parameters ({names}), in "
             f"this order; got {len(values)}."
         )
+    batched = []
     for position, (spec, value) in enumerate(zip(specs, values, strict=True)):
-        if not isinstance(value, Tensor):
-            raise ParameterError(
-                f"Parameter {spec.name!r} (argument {position}) is a {type(value).__name__}; "
-                "expected a torch tensor: pass torch.as_tensor(value)."
-            )
-        if not value.is_floating_point():
-            raise ParameterError(
-                f"Parameter {spec.name!r} (argument {position}) has type {value.dtype}; expected "
-                "floating point: pass value.to(torch.float64)."
-            )
-        if value.device != values[0].device:
+        _require_tensor(position, spec, value)
+        if position and value.device != values[0].device:
             raise ParameterError(
                 f"Parameter {spec.name!r} (argument {position}) is on {value.device}, but "
                 f"{specs[0].name!r} is on {values[0].device}; put all on one device."
             )
-    batched = tuple(
-        spec.is_batched(position, value)
-        for position, (spec, value) in enumerate(zip(specs, values, strict=True))
-    )
+        batched.append(spec.is_batched(position, value))
     batch = _batch_size(specs, values, batched)
-    check_values(specs, values)
-    models = [*values] or [*like]
-    types = dict.fromkeys(model.dtype for model in models) or [torch.get_default_dtype()]
+    models = values or like
+    types = {model.dtype for model in models} or {torch.get_default_dtype()}
     dtype = reduce(torch.promote_types, types)
     device = models[0].device if models else torch.device("cpu")
-    return Arguments(tuple(values), batched, batch, dtype, device)
+    return Arguments(tuple(values), tuple(batched), batch, dtype, device)
+
+
+def _require_tensor(position: int, spec: ParameterSpec, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise ParameterError(
+            f"Parameter {spec.name!r} (argument {position}) is a {type(value).__name__}; "
+            "expected a torch tensor: pass torch.as_tensor(value)."
+        )
+    if not value.is_floating_point():
+        raise ParameterError(
+            f"Parameter {spec.name!r} (argument {position}) has type {value.dtype}; expected "
+            "floating point: pass value.to(torch.float64)."
+        )
 
 
 def check_values(specs: Sequence[ParameterSpec], values: Sequence[Tensor]) -> None:

@@ -166,9 +166,9 @@ def _steps_together(program: ConeProgram, here: _Place, scale: Tensor) -> tuple[
     end: Tensor | float = ROUNDING
     for _ in range(MAX_STEPS):
         system = System(program, here.projection) if system is None else system
-        direction = system.unchecked(here.residual[:, :, None])[:, :, 0]
-        longest = INFLATED * here.residual.abs().amax(1)
-        if not bool((direction.abs().amax(1) <= longest).all()):  # some matrix is singular
+        found, singular = system.factored(here.residual[:, :, None])
+        direction, longest = found[:, :, 0], INFLATED * here.residual.abs().amax(1)
+        if not bool(((direction.abs().amax(1) <= longest) > singular).all()):
             break
         there = _Place.of(program, here.point - direction, scale)
         at_end, gain = there.merit <= end, there.merit / here.merit

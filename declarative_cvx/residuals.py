@@ -29,6 +29,8 @@ SMALLEST_SHARE = 1e-4
 ORDINARY_SCALE = 1e-1
 ROUNDING_SHARE = 1e-8
 NOTHING = 1e-10
+# Distances from cones up to this are little more than rounding.
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -154,13 +156,18 @@ def own_violation(program: ConeProgram, x: Tensor, y: Tensor, s: Tensor) -> Tens
     slack = torch.cat([s[:, :rows].abs(), _with_least(s)[:, rows:]], 1)
     primal = torch.maximum(sizes.A_times(_with_least(x)), slack)
     dual = torch.maximum(sizes.P_times(_with_least(x)), sizes.At_times(_with_least(y)))
-    terms = torch.maximum(dual, sizes.q), torch.maximum(primal, sizes.b)
+    terms = _not_nothing(torch.maximum(dual, sizes.q)), _not_nothing(torch.maximum(primal, sizes.b))
     both = _part(s, terms[1]) * _part(y, torch.ones_like(y))
     shares = [both[:, cone.slice_of("nonneg")]]
     for violation, own in zip(conditions(program, x, y, s), terms, strict=True):
-        least = NOTHING * _norm(own.masked_fill(own >= INFINITE, 0.0)).clamp(min=SMALLEST_SCALE)
-        shares.append(violation.abs() / torch.maximum(own, least[:, None]))
+        shares.append(violation.abs() / own)
     return _norm(torch.cat(shares, 1))
+
+
+def _not_nothing(terms: Tensor) -> Tensor:
+    """Sizes of terms, of those that are nothing beside the largest what is not."""
+    largest = _norm(terms.masked_fill(terms >= INFINITE, 0.0)).clamp(min=SMALLEST_SCALE)
+    return torch.maximum(terms, NOTHING * largest[:, None])
 
 
 def _with_least(v: Tensor) -> Tensor:
@@ -190,6 +197,7 @@ def residuals(
     s: Tensor,
     sizes: tuple[Tensor, Tensor] | None = None,
     violations: tuple[Tensor, Tensor] | None = None,
+    nearest: Tensor | None = None,
 ) -> Residuals:
     """Residuals of a batch of points.
 
@@ -202,6 +210,9 @@ def residuals(
         The `scales` of these points, if they are known.
     violations : (Tensor, Tensor), optional
         Their `conditions`, likewise.
+    nearest : Tensor, shape (batch, m), optional
+        The projections of s - y on K, likewise: neither s is farther from K than from there, nor y
+        from K*, so that others need not be computed where these distances are nothing.
 
     Returns
     -------
@@ -212,24 +223,38 @@ def residuals(
     if cone.kinds - {"zero", "nonneg"} and not math.isfinite(torch.cat([x, y, s], 1).sum()):
         finite = torch.isfinite(torch.cat([x, y, s], 1)).all(1)  # what projections ask for
         x, y, s = (torch.where(finite[:, None], v, 0.0) for v in (x, y, s))
-        violations = None
+        violations = nearest = None
     dual, primal = conditions(program, x, y, s) if violations is None else violations
     dual_scale, primal_scale = scales(program, x, y, s) if sizes is None else sizes
-    nearest, opposite = cone.project(torch.cat([s, -y])).chunk(2)
-    rows = torch.stack([primal, s - nearest], 1) / primal_scale.unsqueeze(1)
-    primal_worst, outside = _norm(rows).unbind(1)
-    y_scale = _norm(y).clamp(min=SMALLEST_SCALE)
+    outside = _outside(cone, (s, y), primal_scale, nearest)
     qx, by, sy = vecdot(x, program.q), vecdot(y, program.b), vecdot(s, y)
     difference = vecdot(x, dual) - vecdot(y, primal) + sy  # x'P x + q'x + b'y
     value_scale = torch.maximum(qx.abs(), by.abs())  # at least half of |x'P x| without a gap
     gap = torch.maximum(difference.abs(), sy.abs())
     found = Residuals(
-        primal_worst,
+        _norm(primal / primal_scale),
         _norm(dual / dual_scale),
         gap / value_scale.clamp(min=SMALLEST_SCALE),
-        torch.maximum(outside, _norm(opposite) / y_scale),
+        outside,
     )
     return found if finite is None else found.where(finite, _nothing(found))
+
+
+def _outside(
+    cone: Cone, pair: tuple[Tensor, Tensor], s_scale: Tensor, nearest: Tensor | None
+) -> Tensor:
+    """Distances of s from K, row by row in units (batch, m), and of y from K*, the larger ones.
+
+    That of both from the nearest complementary pair, if it is given and no more than rounding.
+    """
+    (s, y), y_scale = pair, _norm(pair[1]).clamp(min=SMALLEST_SCALE)
+    if nearest is not None:
+        away = s - nearest
+        outside = torch.maximum(_norm(away / s_scale), _norm(away) / y_scale)
+        if bool((outside <= ROUNDING).all()):
+            return outside
+    inside, opposite = cone.project(torch.cat([s, -y])).chunk(2)
+    return torch.maximum(_norm((s - inside) / s_scale), _norm(opposite) / y_scale)
 
 
 def _nothing(like: Residuals) -> Residuals:

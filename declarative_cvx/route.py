@@ -43,6 +43,14 @@ class Route(ABC):
             Differentiable in the parameters.
         """
 
+    def outputs(self, arguments: Arguments) -> tuple[Tensor, ...] | None:
+        """Values of the outputs by a shorter way, differentiable, at default options.
+
+        None where there is none, or it does not settle all elements beyond doubt (or a value is
+        not finite): then `solve`.
+        """
+        return None
+
     def state_at(self, arguments: Arguments, values: Mapping[Any, Tensor]) -> Any:
         """What `solve` takes as its start, for given values of variables.
 

@@ -17,6 +17,8 @@ from declarative_cvx.transforms import transforming
 
 # Above this, data are taken to mean that there is no bound.
 INFINITE = 1e15
+# Entries that are not more than so many roundings of the largest are zeros that were computed.
+NOISE = 1e3
 # An element is left in its own units if the largest entries of its data are in this range.
 ORDINARY = (2.0**-3, 2.0**3)
 
@@ -128,10 +130,10 @@ def _size(values: Tensor) -> Tensor:
     """Geometric mean of the nonzero entries' sizes, shape (batch or 1, 1); 0 if there are none.
 
     Those that are nothing but rounding beside the largest do not count, such as zeros that come
-    out of an earlier computation as 1e-27; nor do those that mean infinity.
+    out of an earlier computation as 1e-15; nor do those that mean infinity.
     """
     sizes = _finite(values.abs())
-    nonzero = sizes > torch.finfo(values.dtype).eps * _largest(sizes)
+    nonzero = sizes > NOISE * torch.finfo(values.dtype).eps * _largest(sizes)
     count = nonzero.sum(1, keepdim=True)
     logs = torch.where(nonzero, sizes, 1.0).log().sum(1, keepdim=True)
     return torch.where(count > 0, (logs / count.clamp(min=1)).exp(), 0.0)

@@ -17,6 +17,13 @@ from declarative_cvx.cones import ConeDerivative
 from declarative_cvx.program import ConeProgram
 from declarative_cvx.sparsity import Sparsity
 
+# Multiple of the identity, relative to the largest entry, that is added to J, and corrections of
+# the solutions for it. With it J is regular: DΠ is symmetric with eigenvalues between 0 and 1, so
+# that (J + r I)(u, v) = 0 implies u'P u + r |u|^2 + v'(I - DΠ)(DΠ + r I)v = 0. SuperLU must not be
+# given singular matrices: it goes on, and writes where it should not
+# (https://github.com/xiaoyeli/superlu/issues/46).
+PROXIMAL = 1e-12
+PROXIMAL_CORRECTIONS = 3
 # Tikhonov parameter r, relative to the largest entry, and number of corrections of a least-squares
 # solution: an error along the singular value s shrinks by r^2 / (s^2 + r^2) each time.
 REGULARISATION = 1e-6
@@ -30,7 +37,7 @@ DOUBTFUL = 1e-4
 def sparse_solve(
     program: ConeProgram, projection: ConeDerivative, transpose: bool, rhs: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Solutions of J w = v (or J'w = v) by sparse LU; NaN where a matrix is singular.
+    """Solutions of J w = v (or J'w = v) by sparse LU; where there are many, a short one.
 
     Parameters
     ----------
@@ -42,16 +49,21 @@ def sparse_solve(
     Returns
     -------
     solution : Tensor, shape (batch, n + m, columns)
+        Not one where the system has none.
     doubtful : Tensor of bool, shape (batch,)
         Where a matrix may be singular but for rounding.
     """
     known = np.random.default_rng(0).uniform(0.5, 1.5, (rhs.shape[1], 1))
 
     def solve(matrix: sp.csc_array, v: np.ndarray) -> np.ndarray:
-        factors = _factor(matrix)
+        factors = _factor(_shifted(matrix))
         if factors is None:
             return np.full((len(v), v.shape[1] + 1), np.nan)
-        return factors.solve(np.concatenate([v, matrix @ known], 1))
+        wanted = np.concatenate([v, matrix @ known], 1)
+        w = factors.solve(wanted)
+        for _ in range(PROXIMAL_CORRECTIONS):
+            w += factors.solve(wanted - matrix @ w)
+        return w
 
     found = _each(solve, program, projection, transpose, rhs)
     again = torch.as_tensor(known[:, 0], device=rhs.device)
@@ -87,10 +99,17 @@ def _least_norm(matrix: sp.csc_array, v: np.ndarray) -> np.ndarray:
     return w
 
 
+def _shifted(matrix: sp.csc_array) -> sp.csc_array:
+    shift = PROXIMAL * abs(matrix).max()
+    return sp.csc_array(matrix + shift * sp.eye_array(matrix.shape[0], format="csc"))
+
+
 def _factor(matrix: sp.csc_array) -> SuperLU | None:
+    if not np.isfinite(matrix.data).all():
+        return None
     try:
         return splu(matrix)
-    except RuntimeError:  # exactly singular
+    except RuntimeError:  # singular for rounding
         return None
 
 

@@ -25,6 +25,13 @@ def columns(v: Tensor, index: Tensor) -> Tensor:
     return v.gather(1, index.reshape(1, -1, *(1 for _ in v.shape[2:])).expand(shape))
 
 
+def complement(numbers: np.ndarray, size: int) -> np.ndarray:
+    """The numbers below `size` that are not among some, sorted."""
+    left = np.ones(size, dtype=bool)
+    left[numbers] = False
+    return np.flatnonzero(left)
+
+
 def image(matrix: Tensor, v: Tensor) -> Tensor:
     """``matrix @ v`` for matrices (batch or 1, rows, cols) and v (batch, cols).
 
@@ -219,6 +226,17 @@ class Sparsity:
         row, col = np.argsort(rows)[self.rows], np.argsort(cols)[self.cols]
         order = np.argsort(row * self.shape[1] + col, kind="stable")
         return Sparsity(self.shape, row[order], col[order]), order
+
+    def part(self, rows: np.ndarray, cols: np.ndarray) -> tuple[Sparsity, np.ndarray]:
+        """The pattern in some rows and columns, numbered anew, and which entries it consists of.
+
+        Rows and columns are sorted.
+        """
+        row, col = np.full(self.shape[0], -1), np.full(self.shape[1], -1)
+        row[rows], col[cols] = np.arange(rows.size), np.arange(cols.size)
+        row, col = row[self.rows], col[self.cols]
+        kept = np.flatnonzero((row >= 0) & (col >= 0))
+        return Sparsity((rows.size, cols.size), row[kept], col[kept]), kept
 
     def block(self, rows: np.ndarray, cols: np.ndarray) -> Block:
         """The submatrix of these rows and columns, to be read off stored values."""

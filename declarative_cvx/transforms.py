@@ -75,7 +75,7 @@ def over_gradients(backward: Callable[..., Sequence[Any]], grads: Sequence[Any])
     ``torch.autograd.grad(..., is_grads_batched=True)`` hands them over in a vmap of its own, older
     than torch.func's, that does not know many operations; torch.func's takes its place.
     """
-    if not any(isinstance(grad, Tensor) and is_legacy_batchedtensor(grad) for grad in grads):
+    if not are_batched(grads):
         return tuple(backward(*grads))
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
@@ -94,6 +94,11 @@ def over_gradients(backward: Callable[..., Sequence[Any]], grads: Sequence[Any])
 
     found = iter(torch.func.vmap(one)(*plain))
     return tuple(None if no else torch._add_batch_dim(next(found), 0, level) for no in missing)
+
+
+def are_batched(grads: Sequence[Any]) -> bool:
+    """Whether one of them stands for many, in the older vmap."""
+    return any(isinstance(grad, Tensor) and is_legacy_batchedtensor(grad) for grad in grads)
 
 
 def followed(value: Tensor) -> bool:

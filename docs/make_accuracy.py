@@ -144,12 +144,13 @@ def summary(results: Sequence[Result]) -> str:
 
 
 EXPLANATION = """\
-Every problem runs at default settings: no solver, tolerance or method is chosen. The errors are
-relative, the largest entry of the difference over the largest entry of what is exact, and the
-largest over outputs or parameters; a parameter whose effect on the loss (gradient times size) is
-below 1e-4 of the largest effect, or of the largest term of the loss, is compared with that. The
-loss is a fixed random linear function of the outputs. The bound is 1e-8 for programs with
-exponential or power cones and 1e-10 for the others.
+Every problem runs at default settings, by `layer.solve` and by a call of the layer, of which the
+larger errors count: no solver, tolerance or method is chosen. The errors are relative, the largest
+entry of the difference over the largest entry of what is exact, and the largest over outputs or
+parameters; a parameter whose effect on the loss (gradient times size) is below 1e-4 of the largest
+effect, or of the largest term of the loss, is compared with that. The loss is a fixed random linear
+function of the outputs. The bound is 1e-8 for programs with exponential or power cones and 1e-10
+for the others.
 
 What is exact comes from closed forms differentiated by automatic or eighth-order central
 differences, from linear systems of active sets that are proven right, or from Newton's method on

@@ -9,7 +9,9 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
+from cvxpy.atoms.affine.wraps import nsd_wrap, psd_wrap
 from torch import Tensor
 
 from declarative_cvx import (
@@ -337,6 +339,26 @@ def test_declared_definiteness_is_kept(attribute: str, sign: float) -> None:
     _refused(layer, [batch], "'shape'", attribute, "eigenvalue", "-0.5", "element 2")
     layer(batch[:2])
     assert layer._route._solver.calls == [2]
+
+
+@pytest.mark.parametrize(("sign", "wrap"), [(1.0, psd_wrap), (-1.0, nsd_wrap)])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_definiteness_of_constants_is_not_taken_on_trust(
+    sign: float, wrap: Any, sparse: bool
+) -> None:
+    """Zero is a saddle point of x0^2 - x1^2 / 1000: it satisfies all optimality conditions."""
+    x, q = _x(2), cp.Parameter(2)
+
+    def build(smallest: float) -> DeclarativeLayer:
+        matrix = sign * np.diag([1.0, smallest])
+        form = cp.quad_form(x, wrap(sp.csc_array(matrix) if sparse else matrix))
+        problem = cp.Problem(cp.Minimize(sign * form + q @ x), [x >= -1, x <= 1])
+        return DeclarativeLayer(problem, [q], [x])
+
+    with pytest.raises(SpecificationError) as error:
+        build(-1e-3)
+    assert_names(error, wrap.__name__, "semidefinite", f"eigenvalue {-sign * 1e-3}", "nonconvex")
+    build(-1e-9)  # rounding
 
 
 def test_declared_zeros_are_kept() -> None:

@@ -14,7 +14,7 @@ from declarative_cvx.compiled_systems import COLUMNS, LARGEST, CompiledSystems, 
 from declarative_cvx.condensed import Condensed, condense
 from declarative_cvx.cones import ConeDerivative
 
-compiled_part = pytest.importorskip("declarative_cvx.compiled._module", reason="no C compiler")
+compiled_part = pytest.importorskip("declarative_cvx.compiled._programs", reason="no C compiler")
 
 
 def matrix(P: Tensor, A: Tensor, diagonal: Tensor, transpose: bool) -> Tensor:

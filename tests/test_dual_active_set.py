@@ -14,7 +14,7 @@ from declarative_cvx.host import HostProgram
 from declarative_cvx.program import Structure
 from declarative_cvx.sparsity import Sparsity
 
-pytest.importorskip("declarative_cvx.compiled._module", reason="no C compiler")
+pytest.importorskip("declarative_cvx.compiled._programs", reason="no C compiler")
 
 # Violations relative to the terms of each condition; proofs that there is no solution count up to
 # 1e-6.

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from declarative_cvx import Clarabel, DeclarativeLayer, Moreau, Status
+from declarative_cvx.cones import Cone
+from declarative_cvx.program import ConeProgram, Point, Sparsity, Structure
+from declarative_cvx.residuals import own_violation
+from declarative_cvx.scaling import Scaling
 
 RIGHT = 1e-6
 Arrays = tuple[np.ndarray, ...]
@@ -147,6 +151,40 @@ def test_infeasible_beside_a_bound_that_means_none() -> None:
     )
     solution = layer.solve(torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0]], dtype=torch.float64))
     assert solution.status == (Status.OPTIMAL, Status.INFEASIBLE, Status.INFEASIBLE)
+
+
+# Zeros that an earlier computation left as rounding
+
+
+def _with_rounding(rounding: float) -> tuple[ConeProgram, Point]:
+    """Min x0 + x1 s.t. x0 + x1 >= 1, x0 - x1 = r, 0 = r, 0 <= r, x >= 0, and its solution."""
+    A = np.array([[1.0, -1.0], [0.0, 0.0], [-1.0, -1.0], [0.0, 0.0], [-1.0, 0.0], [0.0, -1.0]])
+    rows, cols = np.nonzero(np.ones(A.shape))
+    shapes = Sparsity((2, 2), *np.zeros((2, 0), dtype=int)), Sparsity(A.shape, rows, cols)
+    structure = Structure(*shapes, Cone(zero=2, nonneg=4))
+    b = [rounding, rounding, -1.0, rounding, 0.0, 0.0]
+    data = ([[]], [[1.0, 1.0]], [A.ravel()], [b])
+    program = ConeProgram(
+        structure, *(torch.tensor(np.array(v), dtype=torch.float64) for v in data)
+    )
+    multiplier = 0.6  # of 0 <= r, as good as any
+    y, s = [0.0, 0.0, 1.0, multiplier, 0.0, 0.0], [0.0, 0.0, 0.0, rounding, 0.5, 0.5]
+    x, y, s = (torch.tensor([v], dtype=torch.float64) for v in ([0.5, 0.5], y, s))
+    return program, (x, y, s)
+
+
+def test_zeros_that_were_computed_set_no_units() -> None:
+    rounded, exact = (Scaling.of(_with_rounding(r)[0]) for r in (4e-16, 0.0))
+    for name in ("primal", "slack", "objective"):
+        assert torch.equal(getattr(rounded, name), getattr(exact, name))
+
+
+@pytest.mark.parametrize(("rounding", "small"), [(1e-17, True), (1e-3, False)])
+def test_a_multiplier_beside_a_slack_that_is_rounding_violates_nothing(
+    rounding: float, small: bool
+) -> None:
+    program, point = _with_rounding(rounding)
+    assert (float(own_violation(program, *point)) <= 1e-6) is small
 
 
 # Degenerate quadratic programs

@@ -467,6 +467,23 @@ def test_only_what_qualifies_is_eliminated() -> None:
     assert eliminated(_A, np.diag([1, 0, 1]).tolist(), 2) == [(0, 1), (1, 2)]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 1.0])
+def test_pattern_of_the_reduced_objective(share: float) -> None:
+    """P over x for ||B x||^2 plus a quadratic form, with B as ever a dense or a sparse matrix."""
+    rng = np.random.default_rng(3)
+    rows, n = 20, 40
+    B, own = rng.random((rows, n)) < share, rng.random((n, n)) < 0.01
+    own |= own.T
+    A = np.block([[np.eye(rows, dtype=bool), B], [np.zeros((1, rows)), np.ones((1, n))]])
+    P = np.block([[np.eye(rows), np.zeros((rows, n))], [np.zeros((n, rows)), own]])
+    structure = Structure(pattern(P), pattern(A), Cone(zero=rows, nonneg=1))
+    found = find_elimination(structure, np.ones(structure.A.nnz))
+    assert found is not None
+    curvature = found.reduced.P
+    expected = (B.T.astype(int) @ B + own) > 0
+    assert np.array_equal([curvature.rows, curvature.cols], np.nonzero(expected))
+
+
 def test_nothing_is_eliminated_where_the_reduced_objective_would_be_denser_than_the_data() -> None:
     """One equality over n variables defines one more: P over the n would have n^2 entries."""
     for n, worth in ((30, True), (100, True), (101, False)):

@@ -163,7 +163,7 @@ class Backend(ABC):
             raise self.refusal(
                 f"time_limit must be a positive number of seconds, got {self.time_limit!r}"
             )
-        native = self.native_settings()
+        native = self.native_settings() if self.settings else frozenset()
         for option in self.settings:
             if option not in native:
                 raise self.refusal(f"no setting {option!r}. {nearest(option, native)}")

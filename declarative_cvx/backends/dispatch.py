@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -17,14 +19,16 @@ from declarative_cvx.backends.base import Point as HostPoint
 from declarative_cvx.backends.bounds import find_infinite, inserted, without
 from declarative_cvx.backends.certificates import sharpen_infeasibility, sharpen_unboundedness
 from declarative_cvx.backends.dual_active_set import ROWS, VARIABLES
-from declarative_cvx.backends.table import installed
+from declarative_cvx.backends.table import BACKENDS, installed
 from declarative_cvx.backends.turns import PRECISE, Turn, is_final, turns
 from declarative_cvx.backends.verification import verify
 from declarative_cvx.cone_solution import Attempt, ConeSolution
+from declarative_cvx.cones import POLYHEDRAL
 from declarative_cvx.elimination import extend, reduce, restrict
-from declarative_cvx.errors import BackendError, nearest
+from declarative_cvx.errors import BackendError, MissingBackendError, nearest
 from declarative_cvx.host import HostProgram
-from declarative_cvx.kkt import has_sparse_systems
+from declarative_cvx.interior_steps import NEAR, interior_steps, takes_interior_steps
+from declarative_cvx.kkt import has_sparse_systems, project_at
 from declarative_cvx.program import ConeProgram, Point, Structure
 from declarative_cvx.refinement import LARGE, NEARLY, newton_step, refine, refine_ray
 from declarative_cvx.residuals import (
@@ -38,6 +42,9 @@ from declarative_cvx.status import Status
 
 # Answers with smaller residuals than this are taken as they are.
 REFINED = 1e-13
+# Residual from which on a point is far from all solutions: Newton's method seldom leads there, and
+# another solver's turn costs less.
+HOPELESS = 0.5
 # Where all cones are polyhedral, elements with smaller residuals than this are refined together,
 # in so many Newton steps at most.
 NEARLY_SOLVED = 1e-6
@@ -65,8 +72,10 @@ def automatic(
                 f'solver="auto" has no option {option!r}. {nearest(option, common)} Name a solver '
                 "to use its own options."
             )
-    available = installed()
-    candidates = [available[name](**options or {}) for name in names if name in available]
+    candidates: list[Backend] = []
+    for name in names:
+        with suppress(MissingBackendError):
+            candidates.append(BACKENDS[name](**options or {}))
     able = [backend for backend in candidates if backend.obstacle(structure) is None]
     return tuple(stage for backend in able for stage in backend.stages(structure))
 
@@ -107,7 +116,7 @@ def solve(
         x, y, s = restrict(whole, scaling.point(start.x, start.y, start.s))
         start = replace(start, x=x, y=y, s=s)
     solution, batch = None, torch.arange(program.batch, device=program.q.device)
-    for turn in turns(backends):
+    for turn in turns(backends, program.structure.cone):
         pending = turn.elements(solution, batch)
         if solution is not None and not len(pending):
             break
@@ -136,8 +145,8 @@ def _attempt(
     began, backend = time.perf_counter(), turn.backend
     answer, point = _ask(program, turn, None if turn.largest else _point(program, start, elements))
     claimed = torch.from_numpy(answer.codes).to(program.q.device)
-    refined, found = _refine(program, claimed, point, backend.refine)
-    (x, y, s), found = _closer(program, (refined, found), point)
+    farthest = math.inf if turn.alone else HOPELESS
+    (x, y, s), found = _refine(program, claimed, point, backend.refine, farthest)
     status = verify(program, claimed, found, (x, y, s), turn.accepted)
     seconds = time.perf_counter() - began
     done = Attempt(backend.name, elements, status, answer.said, answer.iterations, seconds)
@@ -188,33 +197,109 @@ def _sharpen(
 
 
 def _refine(
-    program: ConeProgram, claimed: Tensor, came: Point, wanted: bool
+    program: ConeProgram, claimed: Tensor, came: Point, wanted: bool, farthest: float
 ) -> tuple[Point, Residuals]:
-    """Polish what may be solutions, if wanted; certificates stay."""
+    """Polish what may be solutions, if wanted; certificates stay.
+
+    With polyhedral cones, points that are farther away than `farthest` stay, too.
+    """
+    if not wanted:
+        return came, residuals(program, *came)
     candidates = (claimed != int(Status.UNBOUNDED)) & (claimed != int(Status.INFEASIBLE))
-    together = wanted and _is_refined_together(program)
-    if together:
+    if not program.structure.cone.kinds <= POLYHEDRAL:
+        worth = candidates & torch.isfinite(torch.cat(came, 1)).all(1)
+        point = _refined(program, worth, came)
+        # The backward pass will need the derivative there.
+        nearest = project_at(program, point[2] - point[1]) if bool(worth.all()) else None
+        found = residuals(program, *point, nearest=nearest)
+        return _closer(program, (point, found), came)
+    refined = _refine_polyhedral(program, candidates, came, farthest)
+    return _closer(program, refined, came)
+
+
+def _refined(program: ConeProgram, worth: Tensor, came: Point) -> Point:
+    """The points that refinement makes of those that are worth it, whatever they were.
+
+    (How far off points near a curved boundary are takes projections to tell, and no solver of
+    such programs comes so near that nothing is left to do.)
+    """
+    at = torch.where(worth)[0]
+    if not len(at):
+        return came
+    part, point = program.select(at), came
+    if len(at) < program.batch:
+        point = tuple(v[at] for v in came)  # type: ignore[assignment]
+    sizes = torch.cat(scales(part, *point), 1)
+    part.forget("absolute")  # as large as the data, and matrices are to be factorised
+    refined = refine(part, *point, sizes)
+    if len(at) == program.batch:
+        return refined
+    x, y, s = (old.index_copy(0, at, new) for old, new in zip(came, refined, strict=True))
+    return x, y, s
+
+
+def _refine_polyhedral(
+    program: ConeProgram, candidates: Tensor, came: Point, farthest: float
+) -> tuple[Point, Residuals]:
+    """The same for polyhedral cones, whose answers may be right to rounding as they come."""
+    together, raw = not has_sparse_systems(program.structure), came
+    if together:  # so that factors serve several times
         came = _into_cones(program, candidates, came)
     sizes, violations = scales(program, *came), conditions(program, *came)
-    program.forget("absolute")  # as large as the data, and matrices are to be factorised
+    program.forget("absolute")
     found = residuals(program, *came, sizes, violations)
-    if not wanted or not bool((found.worst > REFINED).any()):
+    if not bool((found.worst > REFINED).any()):
         return came, found
+    near = candidates & (found.worst < farthest)
+    scale = torch.cat(sizes, 1)
     if together:
         came, found = _refine_together(program, candidates, came, sizes, violations, found)
-    worth = candidates & (found.worst > (NEARLY if together else REFINED))
-    if not bool(worth.any()):
-        return came, found
-    at = torch.where(worth)[0]
+    else:
+        came, found = _refine_apart(program, near, (came, found), scale, REFINED)
+    if takes_interior_steps(program.structure) and bool((found.worst > PRECISE).any()):
+        known = _step_inside(program, candidates, raw, (came, found))
+        return _refine_apart(program, near, known, scale, REFINED)
+    if together:
+        return _refine_apart(program, near, (came, found), scale, NEARLY)
+    return came, found
+
+
+def _refine_apart(
+    program: ConeProgram,
+    candidates: Tensor,
+    known: tuple[Point, Residuals],
+    scale: Tensor,
+    enough: float,
+) -> tuple[Point, Residuals]:
+    """Newton steps of those elements whose residuals are not small enough."""
+    at = torch.where(candidates & (known[1].worst > enough))[0]
+    if not len(at):
+        return known
     part = program.select(at)
-    x, y, s = (v[at] for v in came)
-    refined = refine(part, x, y, s, scale=torch.cat(sizes, 1)[at])
-    after = residuals(part, *refined)
-    better = after.worst < found.worst[at]
+    x, y, s = (v[at] for v in known[0])
+    refined = refine(part, x, y, s, scale=scale[at])
+    return _with_better(known, at, refined, residuals(part, *refined))
+
+
+def _with_better(
+    known: tuple[Point, Residuals], at: Tensor, moved: Point, after: Residuals
+) -> tuple[Point, Residuals]:
+    """What is known, with what came of the elements `at` where it is better."""
+    (x, y, s), found = known
+    better = (after.worst < found.worst[at]) | torch.isnan(found.worst[at])
+    at = at[better]
+    x, y, s = (old.index_copy(0, at, v[better]) for old, v in zip((x, y, s), moved, strict=True))
+    return (x, y, s), found.merge(after.select(better), at)
+
+
+def _where(
+    chosen: Tensor, new: tuple[Point, Residuals], old: tuple[Point, Residuals]
+) -> tuple[Point, Residuals]:
+    """New points and their residuals where `chosen` (bool) says so, else the old ones."""
     x, y, s = (
-        old.index_copy(0, at[better], new[better]) for old, new in zip(came, refined, strict=True)
+        torch.where(chosen[:, None], v, known) for v, known in zip(new[0], old[0], strict=True)
     )
-    return (x, y, s), found.merge(after.select(better), at[better])
+    return (x, y, s), new[1].where(chosen, old[1])
 
 
 def _closer(
@@ -222,21 +307,26 @@ def _closer(
 ) -> tuple[Point, Residuals]:
     """The points that came instead where refinement, or a way into the cones, led away."""
     point, found = refined
-    poor = torch.where(found.worst > PRECISE)[0]
+    poor = torch.where(~(found.worst <= PRECISE))[0]
     if not len(poor) or point is came:
         return refined
     x, y, s = (v[poor] for v in came)
-    before = residuals(program.select(poor), x, y, s)
-    better = before.worst < found.worst[poor]
-    at = poor[better]
-    x, y, s = (new.index_copy(0, at, old[at]) for new, old in zip(point, came, strict=True))
-    return (x, y, s), found.merge(before.select(better), at)
+    return _with_better(refined, poor, (x, y, s), residuals(program.select(poor), x, y, s))
 
 
-def _is_refined_together(program: ConeProgram) -> bool:
-    """Whether all cones are polyhedral and systems dense, so that factors serve several times."""
-    structure = program.structure
-    return structure.cone.kinds <= {"zero", "nonneg"} and not has_sparse_systems(structure)
+def _step_inside(
+    program: ConeProgram, candidates: Tensor, raw: Point, known: tuple[Point, Residuals]
+) -> tuple[Point, Residuals]:
+    """Interior-point steps from the solver's own points, where Newton steps do not settle."""
+    at = torch.where(candidates & (known[1].worst > PRECISE))[0]
+    if not len(at):
+        return known
+    x, y, s = (v[at] for v in raw)
+    near = torch.where(residuals(program.select(at), x, y, s).worst <= NEAR)[0]
+    if not len(near):
+        return known
+    at, point = at[near], (x[near], y[near], s[near])
+    return _with_better(known, at, *interior_steps(program.select(at), point))
 
 
 def _into_cones(program: ConeProgram, candidates: Tensor, point: Point) -> Point:
@@ -272,11 +362,7 @@ def _refine_together(
         violations = conditions(program, *moved)
         after = residuals(program, *moved, sizes, violations)
         better = candidates & (after.worst < worst)
-        x, y, s = (
-            torch.where(better[:, None], new, old) for new, old in zip(moved, point, strict=True)
-        )
-        point = (x, y, s)
-        found = after.where(better, found)
+        point, found = _where(better, (moved, after), (point, found))
         if not bool((worth & (after.worst < worst / 2)).any()):
             break
     return point, found

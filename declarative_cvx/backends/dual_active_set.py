@@ -92,7 +92,7 @@ class DualActiveSet(Backend):
             raise self.refusal(f"threads must be an integer of at least 1, got {self.threads!r}")
 
     def solve(self, program: HostProgram, start: Point | None = None) -> Answer:
-        from declarative_cvx.compiled._module import solve_programs
+        from declarative_cvx.compiled._programs import solve_programs
 
         structure, batch = program.structure, program.batch
         n, m = structure.variables, structure.rows
@@ -104,7 +104,7 @@ class DualActiveSet(Backend):
             m,
             structure.cone.zero,
             SLACK_SHARE * self.tol,
-            self.max_iters or 100 + 4 * (n + m),
+            self.max_iters or most_exchanges(n, m),
             self.time_limit or 0.0,
             self._threads(batch, n, m),
             *_places(structure.P),
@@ -135,6 +135,11 @@ class DualActiveSet(Backend):
     def _threads(self, batch: int, n: int, m: int) -> int:
         worth = 1 + batch * n**2 * (n + m) // WORTH_A_THREAD
         return min(self.threads or torch.get_num_threads(), max(batch, 1), worth)
+
+
+def most_exchanges(n: int, m: int) -> int:
+    """How many single exchanges of rows a program may take, if nothing is said."""
+    return 100 + 4 * (n + m)
 
 
 def _places(pattern: Sparsity) -> tuple[np.ndarray, np.ndarray]:

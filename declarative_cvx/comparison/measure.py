@@ -214,12 +214,16 @@ def _judged(
 
 
 def _error(found: Tensor, right: Tensor, which: Tensor) -> float:
-    """Largest difference in the elements named, relative to the element's largest entry."""
+    """Largest difference in the elements named, relative to the element's largest entry.
+
+    Where all entries of all elements are zero, there is nothing that it could be relative to.
+    """
     found, right = (v.detach().double().reshape(len(v), -1)[which] for v in (found, right))
     if not found.numel():
         return NAN
     size = right.abs().amax(1, keepdim=True)
-    size = torch.maximum(size, _SMALL * size.amax()).clamp(min=torch.finfo(torch.float64).tiny)
+    size = torch.maximum(size, _SMALL * size.amax())
+    size = torch.where(size > 0, size, 1.0)
     difference = (found - right).abs() / size
     return float(difference.nan_to_num(torch.inf).max())
 

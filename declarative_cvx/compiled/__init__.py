@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from functools import cache
 
-MODULE = "declarative_cvx.compiled._module"
+MODULE = "declarative_cvx.compiled._programs"
 
 
 @cache

@@ -15,6 +15,12 @@
 #else
 #define INLINE static __forceinline
 #endif
+/* A function that is compiled once, for every kind of processor, and not into its callers. */
+#if defined(__GNUC__)
+#define STEP FOR_EVERY_CPU static __attribute__((noinline))
+#else
+#define STEP static
+#endif
 #define LARGER(a, b) ((a) > (b) ? (a) : (b))
 
 /* So many numbers stand in one register of the widest kind; rows of matrices in memory begin at

@@ -44,7 +44,7 @@ enum {
 #define NEARLY_STATIONARY 1e-9
 
 /* Equalities into W; which of the implied ones contradicts the others, or -1. */
-INLINE int take_equalities(Work *w, double tolerance)
+STEP int take_equalities(Work *w, double tolerance)
 {
     clear(w);
     for (int j = 0; j < w->equalities; j++) {
@@ -71,7 +71,7 @@ INLINE void take_rows(Work *w)
 }
 
 /* Exchange all rows with a wrong sign at once, some times; whether that led to the solution. */
-INLINE int exchange(Work *w, const double *start, double tolerance)
+STEP int exchange(Work *w, const double *start, double tolerance)
 {
     for (int j = 0; j < w->m; j++) w->wrong[j] = start ? start[j] > 0.0 : w->d[j] < 0.0;
     for (int turn = 0; turn < EXCHANGES; turn++) {
@@ -187,7 +187,7 @@ INLINE int drop_after_correction(Work *w)
 }
 
 /* From multipliers that are nonnegative on W to the best ones. */
-INLINE int iterate(Work *w, const Batch *batch, double until, int64_t *steps)
+STEP int iterate(Work *w, const Batch *batch, double until, int64_t *steps)
 {
     for (;; ++*steps) {
         if (*steps >= batch->limit) return TOO_MANY_STEPS;
@@ -237,7 +237,7 @@ INLINE int next_turn(Work *w, const Batch *batch, int element, double *best)
     return GOING_ON;
 }
 
-INLINE int solve_element(Work *w, const Batch *batch, int element, int64_t *steps)
+STEP int solve_element(Work *w, const Batch *batch, int element, int64_t *steps)
 {
     const double until = batch->seconds > 0.0 ? now() + batch->seconds : INFINITY;
     const double *start = batch->start ? batch->start + (int64_t)element * w->m : NULL;

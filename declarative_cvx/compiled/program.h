@@ -35,11 +35,12 @@ typedef struct {
     int *W, *place, *known;       /* rows in W; places in it or -1; which rows of G are computed */
     int *spare;                   /* m */
     char *wrong;                  /* m; rows that are to be in W next */
+    double *extra;                /* what else a task keeps */
     void *memory;
 } Work;
 
 /* P + r I = R'R; whether it is positive definite. */
-INLINE int factorise(Work *w)
+STEP int factorise(Work *w)
 {
     const int n = w->n, ln = w->ln;
     for (int i = 0; i < n; i++) {
@@ -77,7 +78,7 @@ INLINE void backward(const Work *w, double *v)
 }
 
 /* M = A R^-1, stored by columns, and its rows scaled to length one. */
-INLINE void project_rows(Work *w)
+STEP void project_rows(Work *w)
 {
     const int n = w->n, lm = w->lm;
     for (int i = 0; i < lm; i++) w->unit[i] = 0.0;
@@ -132,7 +133,7 @@ INLINE int take_matrices(Work *w, const Batch *batch, int element)
 }
 
 /* v and d. */
-INLINE void take_vectors(Work *w)
+STEP void take_vectors(Work *w)
 {
     for (int j = 0; j < w->n; j++) w->v[j] = w->q[j] - w->proximal[j] * w->c[j];
     forward(w, w->v);
@@ -154,17 +155,17 @@ INLINE const double *gram(Work *w, int j)
 
 INLINE int64_t rounded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
 
-/* Memory for programs of n variables and m rows; whether there was any. */
-static int reserve(Work *w, int64_t n, int64_t m, int equalities)
+/* Memory for programs of n variables and m rows, and so many numbers more; whether there was any. */
+static int reserve(Work *w, int64_t n, int64_t m, int equalities, int64_t extra)
 {
     const int64_t ln = rounded(n), lm = rounded(m);
     const int64_t square = rounded((n + 1) * (n + 1)), k = rounded(n + 1);
     const int64_t sizes[] = {n * ln, n * lm, n * ln, n * lm, m * lm, square, k,  ln, ln, ln, ln,
-                             ln,     ln,     lm,     lm,     lm,     lm,     lm, lm, k,  k,  k};
+                             ln,     ln,     lm,     lm,     lm,     lm,     lm, lm, k,  k,  k,  extra};
     double **arrays[] = {&w->P, &w->At, &w->R,    &w->Mt, &w->G,     &w->L, &w->D,      &w->v,
                          &w->c, &w->x,  &w->g, &w->change, &w->proximal, &w->unit, &w->d,
                          &w->slack, &w->y,
-                         &w->s, &w->rp, &w->lambda, &w->target, &w->z};
+                         &w->s, &w->rp, &w->lambda, &w->target, &w->z, &w->extra};
     const int count = sizeof(sizes) / sizeof(*sizes);
     int64_t total = LANES;
     memset(w, 0, sizeof(*w));

@@ -21,7 +21,7 @@ INLINE double append_row(Work *w, int j, double *z)
 }
 
 /* Take row j into W unless it depends on the rows there; z tells how. */
-INLINE int add(Work *w, int j)
+STEP int add(Work *w, int j)
 {
     const double left = w->k < w->n ? append_row(w, j, w->z) : (append_row(w, j, w->z), 0.0);
     if (!(left > DEPENDENT)) return 0;
@@ -35,7 +35,7 @@ INLINE int add(Work *w, int j)
 }
 
 /* Take the row at a place of W out of it: its column of L moves into the rows below. */
-INLINE void drop(Work *w, int at)
+STEP void drop(Work *w, int at)
 {
     double scale = w->D[at], *z = w->z;
     w->place[w->W[at]] = -1;
@@ -88,7 +88,7 @@ INLINE void find_target(Work *w)
 }
 
 /* slack = d + M M_W' lambda, and by how much slacks may be wrong. */
-INLINE double find_slack(Work *w)
+STEP double find_slack(Work *w)
 {
     double size = 0.0;
     for (int i = 0; i < w->lm; i++) w->slack[i] = w->d[i];

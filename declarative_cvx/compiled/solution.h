@@ -11,7 +11,7 @@
 #define RAY 1e-10
 
 /* Factors of M_W M_W' anew: those that were changed many times are less exact. */
-INLINE void refactorise(Work *w)
+STEP void refactorise(Work *w)
 {
     const int k = w->k;
     memcpy(w->spare, w->W, k * sizeof(int));
@@ -22,7 +22,7 @@ INLINE void refactorise(Work *w)
 }
 
 /* x, y of the rows in W, by a step of Newton's method from x and y. */
-INLINE void correct(Work *w)
+STEP void correct(Work *w)
 {
     const int n = w->n, k = w->k, lm = w->lm;
     for (int j = 0; j < n; j++)
@@ -91,7 +91,7 @@ INLINE void find_solution(Work *w)
 
 /* How far x, y and s of the rows in W are from solving the program without the proximal term: the
    largest violation of an optimality condition, relative to its terms. */
-INLINE double violation(Work *w)
+STEP double violation(Work *w)
 {
     double worst = 0.0;
     answer(w);

@@ -63,7 +63,7 @@ INLINE int is_free(const Work *w, int j)
 }
 
 /* x and y for the vectors q and b, in v and d; whether they settled. */
-INLINE int solve_conditions(Work *w)
+STEP int solve_conditions(Work *w)
 {
     const int turns = w->is_proximal ? SYSTEM_TURNS : 2;
     memset(w->x, 0, w->ln * sizeof(double));

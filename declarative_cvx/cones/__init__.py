@@ -1,5 +1,5 @@
 """Convex cones: dimensions, row order, projections and the derivatives of projections."""
 
-from declarative_cvx.cones.product import KINDS, Cone, ConeDerivative
+from declarative_cvx.cones.product import KINDS, POLYHEDRAL, Cone, ConeDerivative
 
-__all__ = ["KINDS", "Cone", "ConeDerivative"]
+__all__ = ["KINDS", "POLYHEDRAL", "Cone", "ConeDerivative"]

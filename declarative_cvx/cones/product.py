@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from declarative_cvx.cones import exponential, power, second_order, semidefinite
+from declarative_cvx.cones import compiled, exponential, power, second_order, semidefinite
 from declarative_cvx.cones.rows import join, polyhedral, split
 from declarative_cvx.cones.spectrum import Spectrum, blockwise
 from declarative_cvx.transforms import outside_transforms, recording
@@ -203,6 +203,8 @@ class _Group:
         return self._module.project(v, *self._exponents)
 
     def decompose(self, v: Tensor) -> tuple[Tensor, Spectrum]:
+        if self.kind == "exp" and compiled.suits(v):
+            return compiled.exponential(v)
         return self._module.decompose(v, *self._exponents)
 
     def derivative(self, v: Tensor) -> Tensor:  # -> (batch, cones, dim, dim)

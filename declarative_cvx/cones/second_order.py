@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from declarative_cvx.cones import compiled
 from declarative_cvx.cones.spectrum import Spectrum
 
 # Share of the distance to the axis up to which a move along it hardly turns the eigenvectors.
@@ -96,6 +97,8 @@ def decompose_all(points: Sequence[Tensor]) -> list[tuple[Tensor, Spectrum]]:
     ----------
     points : sequence of Tensor, each of shape (batch, cones, d)
     """
+    if all(map(compiled.suits, points)):
+        return [compiled.second_order(v) for v in points]
     widest = max(v.shape[2] for v in points)
     if len(points) == 1 or sum(v.shape[1] for v in points) * widest**2 > _SMALL:
         return [decompose(v) for v in points]

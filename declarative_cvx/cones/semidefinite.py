@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from declarative_cvx.cones import compiled
 from declarative_cvx.cones.spectrum import Spectrum
 from declarative_cvx.transforms import apply_function, outside_transforms
 
@@ -153,6 +154,8 @@ def decompose(v: Tensor) -> tuple[Tensor, Spectrum]:
     projection = to_vector((q * positive[..., None, :]) @ q.mT)
 
     def compute() -> tuple[Tensor, Tensor]:
+        if compiled.suits(v):
+            return compiled.semidefinite(eigenvalues, q)
         sums = _layout(q.shape[-1], v.dtype, v.device).sums
         up, total = positive @ sums, sizes @ sums
         return _pairs(q), up / total.masked_fill(total == 0, 1.0)

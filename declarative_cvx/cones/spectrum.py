@@ -9,12 +9,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+# Entries of blocks up to which torch multiplies them by vectors entry by entry in one thread; to
+# bring in another one takes longer than the product.
+FEW = 2**15
+
 
 def blockwise(blocks: Tensor, v: Tensor) -> Tensor:
     """Products of blocks (batch, cones, d, d) with the rows of v (batch or 1, cones d, columns)."""
     batch, cones, dim, _ = blocks.shape
     if v.shape[0] == batch or cones == 1:
         v = v if v.shape[0] == batch else v.expand(batch, -1, -1)
+        if v.shape[2] == 1 and blocks.numel() <= FEW:
+            return (blocks * v.reshape(batch, cones, 1, dim)).sum(3).reshape(v.shape)
         out = torch.bmm(blocks.flatten(0, 1), v.reshape(batch * cones, dim, v.shape[2]))
         return out.view(v.shape)
     # The same v for all elements, uncopied: one product for each cone.

@@ -278,6 +278,13 @@ def weakly_active(
 
 def _kinked(solved: Solved, found: Tensor) -> tuple[Tensor, Tensor]:
     """Elements that may be on a kink, bool, shape (batch,), and what counts as near, (batch, 1)."""
+    known = solved.__dict__.get("_kinked")
+    if known is None or known[0] is not found:
+        known = solved.__dict__["_kinked"] = (found, _look_for_kinks(solved, found))
+    return known[1]
+
+
+def _look_for_kinks(solved: Solved, found: Tensor) -> tuple[Tensor, Tensor]:
     cone = solved.reduced.structure.cone
     if not cone.rows:
         return torch.zeros_like(found, dtype=torch.bool), found[:, None]
@@ -290,16 +297,16 @@ def _margin(solved: Solved, found: Tensor) -> Tensor:
 
     Where the residual is not at rounding level, twice the length of a Newton step.
     """
-    z, infinite = solved.z, solved.point[2] >= INFINITE
-    margin = solved.reduced.structure.cone.kink_margin(z.masked_fill(infinite, 0.0))
-    at = torch.where(found > EXACT)[0]
-    if not len(at):
+    z, program, infinite = solved.z, solved.reduced, solved.point[2] >= INFINITE
+    margin = program.structure.cone.kink_margin(z.masked_fill(infinite, 0.0))
+    inexact = (found > EXACT)[:, None]
+    if not bool(inexact.any()):
         return margin
-    part, projection = solved.select(at), derivative_at(solved.reduced, z).select(at)
-    rhs = torch.cat(conditions(part.reduced, *part.point), 1)[:, :, None]
-    step = solve_kkt(part.reduced, projection, rhs)[0][:, part.point[0].shape[1] :, 0]
-    length = 2 * step.masked_fill(infinite[at], 0.0).abs().amax(1, keepdim=True)
-    return margin.index_copy(0, at, torch.maximum(margin[at], length))
+    # All elements at once, with the factors that there are.
+    rhs = torch.cat(conditions(program, *solved.point), 1).masked_fill(~inexact, 0.0)
+    step = solve_kkt(program, derivative_at(program, z), rhs[:, :, None])[0]
+    step = step[:, program.structure.variables :, 0].masked_fill(infinite, 0.0)
+    return torch.maximum(margin, 2 * step.abs().amax(1, keepdim=True))
 
 
 def data_gradients(

@@ -30,6 +30,8 @@ def recognise(problem: cp.Problem) -> Pattern | None:
         return None
     (variable,) = variables
     attributes = {name for name, value in variable.attributes.items() if value}
+    if attributes - {"nonneg"}:
+        return None
     terms = penalty_terms(problem.objective.expr, cp.Constant(1.0))
     if terms is None or not terms:
         return None

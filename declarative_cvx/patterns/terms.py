@@ -14,6 +14,9 @@ from cvxpy.atoms.elementwise.power import Power
 from declarative_cvx.atoms import PenaltyAtom
 from declarative_cvx.penalties import Huber, Penalty, Quadratic
 
+# Atoms that are penalties, or are with some arguments.
+_PENALTIES = (PenaltyAtom, huber, Power, quad_over_lin)
+
 
 @dataclass(frozen=True, eq=False)
 class Term:
@@ -35,6 +38,8 @@ def penalty_terms(expression: cp.Expression, weights: cp.Expression) -> list[Ter
     """The weighted penalties whose sum an expression is, up to a constant; None if it is not."""
     if not expression.variables():
         return []
+    if any(_lacks_penalty(part) for part in _summands(expression)):
+        return None  # before weights are put together
     penalty = _penalty(expression, weights)
     if penalty is not None:
         return [penalty]
@@ -48,6 +53,15 @@ def penalty_terms(expression: cp.Expression, weights: cp.Expression) -> list[Ter
             return None
         found += terms
     return found
+
+
+def _summands(expression: cp.Expression) -> list[cp.Expression]:
+    return expression.args if isinstance(expression, AddExpression) else [expression]
+
+
+def _lacks_penalty(expression: cp.Expression) -> bool:
+    atoms = expression.atoms()
+    return bool(expression.variables()) and not any(issubclass(a, _PENALTIES) for a in atoms)
 
 
 def _parts(

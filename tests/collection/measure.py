@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from collection.problem import Exact, Problem, Values
-from declarative_cvx import DeclarativeLayer, IrregularWarning
+from declarative_cvx import DeclarativeLayer, IrregularWarning, Solution
 from declarative_cvx.canonical import canonicalize
 
 # What every problem must meet, and what those meet whose cones are (not) polyhedral or quadratic.
@@ -108,40 +110,67 @@ def gradient_error(problem: Problem, weights: Values, found: Values, exact: Exac
 
 
 def measure(problem: Problem) -> Measurement:
-    """Solve and differentiate at default settings, and compare."""
+    """Solve and differentiate at default settings, by `solve` and by a call, and compare."""
     weights = problem.weights()
+    exact = None if problem.oracle is None else problem.oracle(problem.values, weights)
     built, parameters, variables = problem.build()
-    tensors = [torch.tensor(value, requires_grad=True) for value in problem.values]
     began = time.perf_counter()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        layer = DeclarativeLayer(built, parameters, variables, gp=problem.gp)
-        solution = layer.solve(*tensors)
-        terms = zip(weights, solution.variables, strict=True)
-        torch.stack([(torch.tensor(w) * out).sum() for w, out in terms]).sum().backward()
+    layer = DeclarativeLayer(built, parameters, variables, gp=problem.gp)
+    solutions: list[Solution] = []
+
+    def solve(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        solutions.append(layer.solve(*tensors))
+        return solutions[0].variables
+
+    passes = [_pass(problem, weights, exact, solve)]
     seconds = time.perf_counter() - began
-    outputs = tuple(out.detach().numpy() for out in solution.variables)
-    gradients = tuple(t.grad.numpy() for t in tensors)
-    if problem.oracle is None:
-        solution_error = problem.suboptimality(problem.values, outputs)
-        slope_error = float("nan") if all(np.isfinite(g).all() for g in gradients) else np.inf
-    else:
-        exact = problem.oracle(problem.values, weights)
-        solution_error = max(map(relative, outputs, exact.outputs))
-        slope_error = gradient_error(problem, weights, gradients, exact)
+    passes.append(_pass(problem, weights, exact, layer))
+    solution = solutions[0]
     canonical = canonicalize(built, parameters, gp=problem.gp, canon_backend=None)
     cone, shape = canonical.structure.cone, canonical.structure.A.shape
+    warned = {found.warned for found in passes}
     return Measurement(
         name=problem.name,
         group=problem.group,
         variables=shape[1],
         rows=shape[0],
         bound=BOUND_TRANSCENDENTAL if cone.exp or cone.power else BOUND_ALGEBRAIC,
-        solution_error=solution_error,
-        gradient_error=slope_error,
+        solution_error=max(found.solution_error for found in passes),
+        gradient_error=float(np.max([found.gradient_error for found in passes])),
         solver=solution.backend[0],
         regular=bool(solution.derivative.regular[0]),
         expected_regular=problem.regular,
-        warned=any(issubclass(w.category, IrregularWarning) for w in caught),
+        warned=warned == {True} or (len(warned) == 2 and problem.regular),
         seconds=seconds,
     )
+
+
+class _Pass(NamedTuple):
+    """Errors of one forward and backward pass, and whether it warned."""
+
+    solution_error: float
+    gradient_error: float
+    warned: bool
+
+
+def _pass(
+    problem: Problem,
+    weights: Values,
+    exact: Exact | None,
+    layer: Callable[..., tuple[torch.Tensor, ...]],
+) -> _Pass:
+    tensors = [torch.tensor(value, requires_grad=True) for value in problem.values]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = layer(*tensors)
+        terms = zip(weights, found, strict=True)
+        torch.stack([(torch.tensor(w) * out).sum() for w, out in terms]).sum().backward()
+    warned = any(issubclass(w.category, IrregularWarning) for w in caught)
+    outputs = tuple(out.detach().numpy() for out in found)
+    gradients = tuple(t.grad.numpy() for t in tensors)
+    if exact is None:
+        finite = all(np.isfinite(g).all() for g in gradients)
+        error = problem.suboptimality(problem.values, outputs)
+        return _Pass(error, float("nan") if finite else np.inf, warned)
+    error = max(map(relative, outputs, exact.outputs))
+    return _Pass(error, gradient_error(problem, weights, gradients, exact), warned)

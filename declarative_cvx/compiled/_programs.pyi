@@ -40,3 +40,24 @@ def solve_systems(
     failed: np.ndarray,
     /,
 ) -> None: ...
+def solve_layers(
+    description: tuple[np.ndarray, ...],
+    n: int,
+    m: int,
+    substituted: int,
+    equalities: int,
+    tolerance: float,
+    limit: int,
+    batch: int,
+    threads: int,
+    shared: bool,
+    inputs: tuple[int, ...],
+    outputs: tuple[int, ...],
+    gradients: tuple[int, ...],
+    stride: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    /,
+) -> int: ...
+
+differentiate_layers = solve_layers

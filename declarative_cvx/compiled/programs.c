@@ -10,8 +10,7 @@
 #include <omp.h>
 #endif
 
-#include "method.h"
-#include "system.h"
+#include "layer.h"
 
 /* Work on an element of a task, with memory that a thread keeps from element to element. */
 typedef void (*Job)(Work *w, const void *task, int element, int *ready);
@@ -38,10 +37,24 @@ static void solve_system(Work *w, const void *task, int element, int *ready)
     systems->failed[element] = (char)!solve_columns(w, systems, element);
 }
 
-/* Do a job on all elements, each thread with memory for n variables and m rows of its own; whether
-   there was memory. */
+FOR_EVERY_CPU
+static void forward_pass(Work *w, const void *task, int element, int *ready)
+{
+    const Layer *layer = task;
+    layer->failed[element] = (char)!solve_layer(w, layer, element, ready);
+}
+
+FOR_EVERY_CPU
+static void backward_pass(Work *w, const void *task, int element, int *ready)
+{
+    const Layer *layer = task;
+    layer->failed[element] = (char)!differentiate_layer(w, layer, element, ready);
+}
+
+/* Do a job on all elements, each thread with memory of its own: for n variables, m rows and so many
+   numbers more; whether there was memory. */
 static int solve_all(Job job, const void *task, int count, int threads, int n, int m,
-                     int equalities)
+                     int equalities, int64_t extra)
 {
     int enough = 1;
 #ifdef _OPENMP
@@ -50,7 +63,7 @@ static int solve_all(Job job, const void *task, int count, int threads, int n, i
     {
         Work w;
         int ready = 0;
-        if (!reserve(&w, n, m, equalities)) enough = 0;
+        if (!reserve(&w, n, m, equalities, extra)) enough = 0;
 #ifdef _OPENMP
 #pragma omp for schedule(dynamic)
 #endif
@@ -117,7 +130,7 @@ static PyObject *solve_programs(PyObject *self, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "arrays of sizes that do not fit each other");
     } else {
         Py_BEGIN_ALLOW_THREADS
-        done = solve_all(solve_program, &t, t.batch, threads, t.n, t.m, t.equalities);
+        done = solve_all(solve_program, &t, t.batch, threads, t.n, t.m, t.equalities, 0);
         Py_END_ALLOW_THREADS
         if (!done) PyErr_NoMemory();
     }
@@ -149,7 +162,7 @@ static PyObject *solve_systems(PyObject *self, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "arrays of sizes that do not fit each other");
     } else {
         Py_BEGIN_ALLOW_THREADS
-        done = solve_all(solve_system, &t, t.batch, threads, t.n, t.m < t.n ? t.m : t.n, 0);
+        done = solve_all(solve_system, &t, t.batch, threads, t.n, t.m < t.n ? t.m : t.n, 0, 0);
         Py_END_ALLOW_THREADS
         if (!done) PyErr_NoMemory();
     }
@@ -158,14 +171,118 @@ static PyObject *solve_systems(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* The arrays that describe a layer, in this order, and where `Layer` has them. */
+enum { ROW_STARTS, SOURCE, FACTOR, CONSTANT, LINES, SECTIONS, WIDTHS, HEIGHTS, PLACE, PORTION,
+       DESCRIPTION };
+
+static void describe(Layer *t, const Py_buffer *of)
+{
+    t->start = of[ROW_STARTS].buf, t->source = of[SOURCE].buf;
+    t->factor = of[FACTOR].buf, t->constant = of[CONSTANT].buf;
+    t->lines = of[LINES].buf, t->sections = of[SECTIONS].buf;
+    t->widths = of[WIDTHS].buf, t->heights = of[HEIGHTS].buf;
+    t->place = of[PLACE].buf, t->share = of[PORTION].buf;
+    t->inputs = (int)(of[WIDTHS].len / 8), t->outputs = (int)(of[HEIGHTS].len / 8);
+    t->size = 0;
+    for (int i = 0; i < t->inputs; i++) t->size += t->widths[i];
+}
+
+/* Addresses in a tuple, 0 for none; whether there are so many. */
+static int read_addresses(PyObject *tuple, double **out, int count)
+{
+    if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != count) {
+        PyErr_SetString(PyExc_ValueError, "addresses are not as many as expected");
+        return 0;
+    }
+    for (int i = 0; i < count; i++) out[i] = PyLong_AsVoidPtr(PyTuple_GET_ITEM(tuple, i));
+    return !PyErr_Occurred();
+}
+
+/* One pass over a batch. Returns how many elements failed, or -1. */
+static long run_layers(Layer *t, Job job, int threads, PyObject *input, PyObject *output,
+                       PyObject *gradient)
+{
+    const int count = 2 * t->inputs + t->outputs;
+    long failures = -1;
+    double **addresses = calloc(count + 1, sizeof(double *));
+    t->failed = calloc(t->batch + 1, 1);
+    t->input = addresses, t->gradient = addresses + t->inputs;
+    t->output = addresses + 2 * t->inputs;
+    if (!addresses || !t->failed) {
+        PyErr_NoMemory();
+    } else if (read_addresses(input, t->input, t->inputs)
+               && read_addresses(output, t->output, t->outputs)
+               && read_addresses(gradient, t->gradient, t->inputs)) {
+        int done;
+        Py_BEGIN_ALLOW_THREADS
+        done = solve_all(job, t, t->batch, threads, t->n, t->m, t->equalities, carve(NULL, t, NULL));
+        Py_END_ALLOW_THREADS
+        if (!done) PyErr_NoMemory();
+        else failures = 0;
+        for (int i = 0; done && i < t->batch; i++) failures += t->failed[i];
+    }
+    free(addresses);
+    free(t->failed);
+    return failures;
+}
+
+static PyObject *pass(PyObject *args, Job job)
+{
+    Layer t;
+    Py_buffer of[DESCRIPTION], x = {0}, y = {0}, stride = {0};
+    PyObject *arrays, *input, *output, *gradient;
+    int threads, got = 0;
+    long long limit;
+    long failures = -1;
+    if (!PyArg_ParseTuple(args, "O!iiiidLiipO!O!O!y*w*w*", &PyTuple_Type, &arrays, &t.n, &t.m,
+                          &t.count, &t.equalities, &t.tolerance, &limit, &t.batch, &threads,
+                          &t.shared, &PyTuple_Type, &input, &PyTuple_Type, &output, &PyTuple_Type,
+                          &gradient, &stride, &x, &y))
+        return NULL;
+    t.limit = limit;
+    t.x = x.buf, t.y = y.buf, t.stride = stride.buf;
+    for (; got < DESCRIPTION && got < PyTuple_GET_SIZE(arrays); got++)
+        if (PyObject_GetBuffer(PyTuple_GET_ITEM(arrays, got), of + got, PyBUF_SIMPLE)) break;
+    if (got == DESCRIPTION) {
+        describe(&t, of);
+        if (fits(&x, t.n, t.batch, 0) && fits(&y, t.m, t.batch, 0) && fits(&stride, t.inputs, 1, 0))
+            failures = run_layers(&t, job, threads, input, output, gradient);
+        else
+            PyErr_SetString(PyExc_ValueError, "arrays of sizes that do not fit each other");
+    } else if (!PyErr_Occurred()) {
+        PyErr_SetString(PyExc_ValueError, "a description lacks arrays");
+    }
+    while (got--) PyBuffer_Release(of + got);
+    PyBuffer_Release(&x);
+    PyBuffer_Release(&y);
+    PyBuffer_Release(&stride);
+    return failures < 0 ? NULL : PyLong_FromLong(failures);
+}
+
+static PyObject *solve_layers(PyObject *self, PyObject *args)
+{
+    (void)self;
+    return pass(args, forward_pass);
+}
+
+static PyObject *differentiate_layers(PyObject *self, PyObject *args)
+{
+    (void)self;
+    return pass(args, backward_pass);
+}
+
 static PyMethodDef methods[] = {
     {"solve_programs", solve_programs, METH_VARARGS,
      "Solve a batch of programs; the arrays that come last are written to."},
     {"solve_systems", solve_systems, METH_VARARGS,
      "Solve a batch of linear systems; the arrays that come last are written to."},
+    {"solve_layers", solve_layers, METH_VARARGS,
+     "From parameters to outputs, at addresses; returns how many elements were not settled."},
+    {"differentiate_layers", differentiate_layers, METH_VARARGS,
+     "From gradients of outputs to those of parameters; returns how many were not settled."},
     {NULL, NULL, 0, NULL}};
 
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_module", NULL, 0, methods,
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_programs", NULL, 0, methods,
                                     NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__module(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__programs(void) { return PyModule_Create(&module); }
