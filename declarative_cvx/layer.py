@@ -217,7 +217,8 @@ class DeclarativeLayer(nn.Module):
             If an element is not solved and ``on_failure="raise"``.
         """
         arguments = self._bound(parameters)
-        if not (solver_args or start or warm_start or self.warm_start or self.optimal_value):
+        special = solver_args or start is not None or warm_start or self.warm_start
+        if not (special or self.optimal_value):
             if self._declares:
                 check_values(self._parameters_spec, parameters)
             outputs = self._route.outputs(arguments)

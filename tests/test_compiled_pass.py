@@ -15,6 +15,7 @@ from numpy.testing import assert_allclose
 from torch import Tensor
 
 from declarative_cvx import (
+    BackendError,
     DeclarativeLayer,
     IrregularError,
     IrregularWarning,
@@ -329,6 +330,11 @@ def test_infinite_bounds_take_the_long_way() -> None:
     (x,) = projection()(point, torch.tensor(1e20, dtype=torch.float64))
     assert not is_compiled(x)
     assert_allclose(x.detach(), [1.0, 0.0, 0.5], atol=1e-12)
+
+
+def test_a_start_is_refused_though_it_is_empty() -> None:
+    with pytest.raises(BackendError, match="start="):
+        projection()(torch.zeros(3), torch.tensor(1.0), start={})
 
 
 def test_changed_options_take_the_long_way() -> None:
